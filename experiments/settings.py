@@ -1,0 +1,174 @@
+"""The settings of one experiment: what the flags mean, which values are sensible, which cells a grid has."""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+MODELS = ("logistic", "mlp", "resnet18")
+ACTIVATIONS = ("tanh", "relu")
+INITIALIZATIONS = ("torch", "flax")
+OPTIMIZERS = ("adam", "sgd")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+RESTARTS = ("warm_start", "random_init", "shrink_perturb", "noise_only", "last_layer")
+STATISTICS = ("reset", "keep", "recalibrate")
+OPTIMIZER_STATES = ("reset", "keep")
+NOISES = ("gaussian", "fresh")
+
+DEFAULT_PAIRS = (("0.8", "0.01"), ("0.6", "0.01"), ("0.4", "0.1"))
+
+
+class UsageError(ValueError):
+    """A user's mistake; the message is one line: what was wrong, what was expected, what to do."""
+
+
+class Cell(NamedTuple):
+    """One cell of a grid: a restart with its λ and σ, as they were typed."""
+
+    restart: str
+    shrink: str
+    noise_scale: str
+
+    @property
+    def name(self) -> str:
+        """Names the cell in file names."""
+        return f"{self.restart}_{self.shrink}_{self.noise_scale}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every setting of one experiment; each field is a flag of the same name, with its unit in its help."""
+
+    dataset: str = "mixture"
+    model: str = "mlp"
+    width: int = 16
+    hidden: tuple[int, ...] = (100, 100)
+    activation: str = "tanh"
+    init: str = "torch"
+    optimizer: str = "adam"
+    learning_rate: float = 0.001
+    batch_size: int = 128
+    weight_decay: float = 0.0
+    precision: str = "float32"
+    restart: tuple[str, ...] = ("warm_start", "random_init", "shrink_perturb")
+    shrink: tuple[str, ...] | None = None
+    noise_scale: tuple[str, ...] | None = None
+    noise: str = "gaussian"
+    statistics: str = "reset"
+    optimizer_state: str = "reset"
+    restart_first: bool = False
+    seeds: int = 5
+    samples_per_round: int | None = None
+    rounds: int | None = None
+    train_accuracy: float = 0.99
+    patience: int = 100
+    max_epochs: int = 1000
+    epochs: int | None = None
+
+    def __post_init__(self):
+        """Raises a `UsageError` for a value that makes no sense."""
+        for field, known in _CHOICES.items():
+            values = getattr(self, field)
+            for value in values if isinstance(values, tuple) else (values,):
+                check_choice(f"--{field}", value, known)
+        for field in _POSITIVE:
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{field} must be positive, got {value}")
+        if not 0 < self.train_accuracy <= 1:
+            raise UsageError(f"--train_accuracy is a fraction: it must lie in (0, 1], got {self.train_accuracy}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"--weight_decay must be at least 0, got {self.weight_decay}")
+        if any(size <= 0 for size in self.hidden):
+            raise UsageError(f"--hidden must be positive layer sizes, got {','.join(map(str, self.hidden))}")
+        if not self.restart:
+            raise UsageError(f"--restart is an empty list; expected some of {', '.join(RESTARTS)}")
+        _check_numbers("--shrink", self.shrink, "λ must lie in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_numbers("--noise_scale", self.noise_scale, "σ must be finite and >= 0", lambda x: 0 <= x < math.inf)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The (λ, σ) of shrink-perturb: a short list by default, the product where either flag is given."""
+        if self.shrink is None and self.noise_scale is None:
+            return DEFAULT_PAIRS
+        return tuple(itertools.product(self.shrink or ("0.6",), self.noise_scale or ("0.01",)))
+
+    def cells(self) -> tuple[Cell, ...]:
+        """The grid's cells, in the order of `--restart`."""
+        pairs = {
+            "warm_start": (("1", "0"),),
+            "random_init": (("0", "1"),),
+            "noise_only": tuple(("1", sigma) for sigma in self.noise_scale or ("0.01",)),
+        }
+        return tuple(Cell(name, *pair) for name in self.restart for pair in pairs.get(name, self.pairs))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
+        """The reverse of `to_json`; unknown names are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+
+
+_CHOICES = {
+    "model": MODELS,
+    "activation": ACTIVATIONS,
+    "init": INITIALIZATIONS,
+    "optimizer": OPTIMIZERS,
+    "precision": PRECISIONS,
+    "restart": RESTARTS,
+    "statistics": STATISTICS,
+    "optimizer_state": OPTIMIZER_STATES,
+    "noise": NOISES,
+}
+_POSITIVE = (
+    "width", "learning_rate", "batch_size", "seeds", "samples_per_round", "rounds", "patience", "max_epochs", "epochs",
+)  # fmt: skip
+
+
+def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises a `UsageError` with the nearest name where `value` is not a known one."""
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"unknown {what}={value}; {hint}(one of {', '.join(known)})")
+
+
+def parse_list(what: str, text: str) -> tuple[str, ...]:
+    """Splits a comma-separated flag, each item once, as it was typed.
+
+    Raises:
+      UsageError: nothing but commas and spaces.
+    """
+    items = tuple(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    if not items:
+        raise UsageError(f"{what} is an empty list; expected values with commas between them")
+    return items
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Parses `--hidden`.
+
+    Raises:
+      UsageError: not whole numbers.
+    """
+    try:
+        return tuple(int(item) for item in text.split(",") if item.strip())
+    except ValueError:
+        raise UsageError(f"--hidden must be whole numbers with commas between them, got {text!r}") from None
+
+
+def _check_numbers(flag, items, rule, valid):
+    for item in items or ():
+        try:
+            number = float(item)
+        except ValueError:
+            raise UsageError(f"{flag}={item} is no number; {rule}") from None
+        if not valid(number):
+            raise UsageError(f"{flag}={item} is out of range: {rule}")

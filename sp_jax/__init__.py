@@ -1,0 +1,41 @@
+"""Warm-started training in JAX: shrink-perturb (Ash and Adams, NeurIPS 2020) and what is needed to measure it.
+
+The trick, on any parameter pytree:
+
+>>> import jax.numpy as jnp
+>>> import sp_jax
+>>> trained, fresh = {"kernel": jnp.ones((2, 2))}, {"kernel": jnp.full((2, 2), 0.5)}
+>>> sp_jax.shrink_perturb(trained, fresh, shrink=0.6, noise_scale=0.01)["kernel"][0]
+Array([0.605, 0.605], dtype=float32)
+"""
+
+from sp_jax import data, models, restarts, sweeps, training, transforms
+from sp_jax.restarts import make_restart, recalibrate
+from sp_jax.transforms import gaussian_like, layer, perturb, shrink, shrink_perturb
+from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, RoundResult, StopReason, TrainState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "HParams",
+    "Model",
+    "Progress",
+    "RoundResult",
+    "StopReason",
+    "TrainState",
+    "data",
+    "gaussian_like",
+    "layer",
+    "make_restart",
+    "models",
+    "perturb",
+    "recalibrate",
+    "restarts",
+    "shrink",
+    "shrink_perturb",
+    "sweeps",
+    "training",
+    "transforms",
+]

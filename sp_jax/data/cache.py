@@ -1,0 +1,80 @@
+"""Decoded arrays on disk: memory-mapped, written atomically, checked when they are read, rebuilt when damaged."""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Arrays = tuple[np.ndarray, np.ndarray]
+NAMES = ("inputs", "labels")
+
+
+def fingerprint(files: Sequence[pathlib.Path]) -> str:
+    """Names a version of some files by their paths, sizes and times, so that a changed file is decoded again."""
+    stats = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else str(path) for path in files
+    ]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def arrays(cache_dir: str | None, key: str, decode: Callable[[], Arrays]) -> Arrays:
+    """The cached arrays of a key; where there are none, or damaged ones, decodes and caches them.
+
+    Args:
+      cache_dir: by default `$XDG_CACHE_HOME/sp_jax` or `~/.cache/sp_jax`; made where it is missing.
+      key: a file name.
+      decode: gives the inputs [N, ...] and the labels [N].
+
+    Returns:
+      Inputs and labels, memory-mapped, read-only; in memory where the cache cannot be written (which is logged).
+    """
+    base = cache_dir or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sp_jax")
+    folder = pathlib.Path(base).expanduser() / key
+    if folder.exists():
+        try:
+            return _read(folder)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("the cache %s is damaged (%s): decoding again", folder, error)
+    decoded = decode()
+    try:
+        _write(folder, decoded)
+        return _read(folder)
+    except (OSError, ValueError) as error:
+        logger.warning("the cache %s cannot be written (%s): going on without it", folder, error)
+        return decoded
+
+
+def _read(folder):
+    checksums = json.loads((folder / "checksums.json").read_text())
+    found = tuple(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in NAMES)
+    for name, array in zip(NAMES, found, strict=True):
+        if _checksum(array) != checksums[name]:
+            raise ValueError(f"{name}.npy does not have its checksum")
+    return found
+
+
+def _write(folder, decoded):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        for name, array in zip(NAMES, decoded, strict=True):
+            np.save(unfinished / f"{name}.npy", array)
+        sums = {name: _checksum(array) for name, array in zip(NAMES, decoded, strict=True)}
+        (unfinished / "checksums.json").write_text(json.dumps(sums))
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _checksum(array) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1))

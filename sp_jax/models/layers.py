@@ -1,0 +1,138 @@
+"""What the networks share: pixel scaling, PyTorch's initialisation, and a convolution that is fast inside a loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+INITS = ("torch", "flax")
+
+
+def scale_pixels(inputs: chex.Array, dtype: Any = None) -> chex.Array:
+    """Scales uint8 pixels to [-1, 1]; floats pass through.
+
+    Args:
+      inputs: [B, ...] uint8 or floats.
+      dtype: of the result; by default float32 for pixels, their own for floats.
+
+    Returns:
+      [B, ...] floats: 0 is -1, 255 is 1.
+    """
+    if inputs.dtype == jnp.uint8:
+        inputs = inputs.astype(jnp.float32) / 127.5 - 1
+    return inputs if dtype is None else inputs.astype(dtype)
+
+
+def initializers(init: str, fan_in: int) -> dict[str, Callable]:
+    """The initialisers of a linear layer or convolution, as keyword arguments of Flax's layers.
+
+    The paper's networks, and so its noise, are PyTorch's: weights and biases uniform in ±1/sqrt(fan_in). Flax's own
+    are LeCun normal with biases of zero, so shrink-perturb with them is not the same experiment.
+
+    Args:
+      init: "torch" or "flax".
+      fan_in: inputs of one output unit: features, for a convolution times the kernel's height and width.
+
+    Returns:
+      `{"kernel_init": …, "bias_init": …}`.
+
+    Raises:
+      ValueError: another `init`.
+    """
+    if init == "flax":
+        return {"kernel_init": nn.initializers.lecun_normal(), "bias_init": nn.initializers.zeros}
+    if init != "torch":
+        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+    bound = fan_in**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return {"kernel_init": uniform, "bias_init": uniform}
+
+
+class Dense(nn.Module):
+    """A linear layer, `[B, D] -> [B, features]`."""
+
+    features: int
+    initialization: str = "torch"
+    use_bias: bool = True
+    dtype: Any = None
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        """`[B, D]` to `[B, features]`."""
+        init = initializers(self.initialization, x.shape[-1])
+        kernel = self.param("kernel", init["kernel_init"], (x.shape[-1], self.features))
+        bias = self.param("bias", init["bias_init"], (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = jnp.matmul(x, kernel, precision=self.precision)
+        return x if bias is None else x + bias[None]
+
+
+class Conv(nn.Module):
+    """A convolution without bias, `[B, H, W, C] -> [B, H/stride, W/stride, features]`, padded as PyTorch's
+    `padding=size // 2` (on both sides alike; not the asymmetric 'SAME' of stride 2)."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    initialization: str = "torch"
+    dtype: Any = None
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        """`[B, H, W, C]` to `[B, H/stride, W/stride, features]`."""
+        channels = x.shape[-1]
+        kernel_init = initializers(self.initialization, self.size**2 * channels)["kernel_init"]
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, channels, self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return convolution(x, kernel, stride=self.stride, precision=self.precision)
+
+
+def convolution(x: chex.Array, kernel: chex.Array, *, stride: int = 1, precision: Any = None) -> chex.Array:
+    """A two-dimensional convolution with padding `size // 2`, in the form that its platform runs fast.
+
+    XLA:CPU runs a convolution inside a loop 30 to 40 times slower than outside it, and all training here is a loop: on
+    a CPU it is written as a sum of shifted matrix products. The platform is chosen when the program is lowered.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [size, size, C, features], size odd.
+      stride: of both axes.
+      precision: of the products, a `jax.lax.Precision`.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), features].
+    """
+    pad = kernel.shape[0] // 2
+
+    def general(x, kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        padding = ((pad, pad), (pad, pad))
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=dims, precision=precision
+        )
+
+    def shifted(x, kernel):
+        return _shifted_products(x, kernel, stride, pad, precision)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=general)
+
+
+def _shifted_products(x, kernel, stride, pad, precision):
+    height, width = (-(-n // stride) for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    out = None
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            rows = slice(i, i + stride * (height - 1) + 1, stride)
+            columns = slice(j, j + stride * (width - 1) + 1, stride)
+            product = jnp.matmul(x[:, rows, columns], kernel[i, j], precision=precision)
+            out = product if out is None else out + product
+    return out

@@ -1,0 +1,40 @@
+"""Multilayer perceptron; without hidden layers it is multinomial logistic regression."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+from flax import linen as nn
+
+from sp_jax.models.layers import Dense, scale_pixels
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them; the last one is named `head`, the others `hidden_0`, `hidden_1`, …
+
+    Table 1 has two hidden layers and tanh, the appendix's Sections 8.2.3 and 8.2.4 "three layers, ReLU activations, and
+    100-dimensional hidden layers". `hidden=()` is logistic regression.
+    """
+
+    num_classes: int
+    hidden: Sequence[int] = (100, 100)
+    activation: Callable = nn.tanh
+    use_bias: bool = True
+    initialization: str = "torch"
+    dtype: Any = None
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
+        """`[B, ...]` to logits `[B, num_classes]`; samples do not meet, so `mask` and `train` change nothing."""
+        del mask, train
+        dense = {
+            "initialization": self.initialization,
+            "use_bias": self.use_bias,
+            "dtype": self.dtype,
+            "precision": self.precision,
+        }
+        x = scale_pixels(x, self.dtype).reshape(x.shape[0], -1)
+        for i, features in enumerate(self.hidden):
+            x = self.activation(Dense(features, name=f"hidden_{i}", **dense)(x))
+        return Dense(self.num_classes, name="head", **dense)(x)

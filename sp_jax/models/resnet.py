@@ -1,0 +1,64 @@
+"""ResNet-18 for 32x32 images (He et al. 2016, in the form common for CIFAR): 3x3 stem, no max-pool, padding 1."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sp_jax.models.layers import Conv, Dense, scale_pixels
+
+
+class ResNet(nn.Module):
+    """Basic blocks in stages; each stage after the first halves the image and doubles the width.
+
+    `width=64` is the standard ResNet-18 (11,173,962 parameters for 10 classes), 16 the authors' own (701,466). The last
+    layer is named `head`. BatchNorm's running variance is the biased one (PyTorch's is not: 1 + 1/n, n >= 2,000 here).
+    """
+
+    num_classes: int
+    width: int = 64
+    stage_sizes: Sequence[int] = (2, 2, 2, 2)
+    initialization: str = "torch"
+    dtype: Any = None
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
+        """`[B, H, W, C]` to logits `[B, num_classes]`; `mask` [B] keeps padding out of the batch statistics."""
+        mask = None if mask is None else mask[:, None, None, None]
+        conv = partial(Conv, initialization=self.initialization, dtype=self.dtype, precision=self.precision)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+
+        x = conv(self.width, name="stem")(scale_pixels(x, self.dtype))
+        x = nn.relu(norm(name="stem_norm")(x, mask=mask))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"stage_{stage}_block_{block}"
+                x = Block(self.width * 2**stage, stride, conv, norm, name=name)(x, mask)
+        x = jnp.mean(x, axis=(1, 2))
+        return Dense(self.num_classes, self.initialization, dtype=self.dtype, precision=self.precision, name="head")(x)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
+
+    features: int
+    stride: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: chex.Array, mask: chex.Array | None) -> chex.Array:
+        """`[B, H, W, C]` to `[B, H/stride, W/stride, features]`."""
+        y = self.conv(self.features, stride=self.stride, name="conv_0")(x)
+        y = nn.relu(self.norm(name="norm_0")(y, mask=mask))
+        y = self.conv(self.features, name="conv_1")(y)
+        y = self.norm(name="norm_1")(y, mask=mask)
+        if x.shape != y.shape:
+            x = self.conv(self.features, size=1, stride=self.stride, name="shortcut")(x)
+            x = self.norm(name="shortcut_norm")(x, mask=mask)
+        return nn.relu(x + y)

@@ -1,0 +1,35 @@
+"""Keys from (seed, purpose, round, epoch).
+
+All settings of one seed share them, so differences between methods are paired.
+"""
+
+import enum
+
+import chex
+import jax
+
+
+class Purpose(enum.IntEnum):
+    """What a key is for; the numbers are part of every result, so they never change."""
+
+    ARRIVAL = 0  # the validation third and the order of arrival
+    INIT = 1  # freshly drawn networks: round 0 is the first initialisation, round t the one before round t
+    SHUFFLE = 2  # the order of an epoch
+    NOISE = 3  # Gaussian noise of a restart
+
+
+def key_for(seed: chex.Numeric, purpose: Purpose, *counters: chex.Numeric) -> chex.PRNGKey:
+    """The key of a seed for one purpose.
+
+    Args:
+      seed: integer scalar, may be traced.
+      purpose: what the key is for.
+      *counters: integer scalars such as round and epoch, may be traced.
+
+    Returns:
+      A typed PRNG key, the same under `jit`, `vmap` and outside them.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), purpose.value)
+    for counter in counters:
+        key = jax.random.fold_in(key, counter)
+    return key

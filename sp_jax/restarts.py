@@ -1,0 +1,168 @@
+"""What happens to the whole training state between two rounds: parameters, BatchNorm statistics, optimiser state.
+
+A rule says what becomes of the parameters; `make_restart` makes it a restart of the whole state. All rules and all
+restarts have one signature each, so that they can be swapped:
+
+    rule(key, params, fresh_params, *, shrink, noise_scale) -> params
+    restart(key, state, fresh, *, shrink, noise_scale, batches=None) -> state
+
+`fresh` is a freshly drawn training state: new parameters, statistics of mean 0 and variance 1, an optimiser that has
+seen nothing. The key is consumed; only `gaussian_noise` draws from it.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from sp_jax import transforms
+from sp_jax.types import Model, TrainState
+
+Rule = Callable[..., chex.ArrayTree]
+Restart = Callable[..., TrainState]
+
+STATISTICS = ("reset", "keep", "recalibrate")
+OPTIMIZER_STATES = ("reset", "keep")
+
+
+def random_init(key, params, fresh_params, *, shrink=0.0, noise_scale=1.0):
+    """The freshly drawn network: training from scratch. `shrink` and `noise_scale` are not used."""
+    del key, shrink, noise_scale
+    transforms.check_same(params, fresh_params)
+    return fresh_params
+
+
+def warm_start(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
+    """The parameters of the last round. `shrink` and `noise_scale` are not used."""
+    del key, fresh_params, shrink, noise_scale
+    return params
+
+
+def shrink_perturb(key, params, fresh_params, *, shrink, noise_scale):
+    """λ·θ + σ·fresh on every learned parameter, biases and BatchNorm's scale and offset included (Section 4)."""
+    del key
+    return transforms.shrink_perturb(params, fresh_params, shrink=shrink, noise_scale=noise_scale)
+
+
+def fresh_noise(key, params, fresh_params, *, shrink=1.0, noise_scale):
+    """θ + σ·fresh: noise only, each parameter at the scale of its own initialiser (the row λ = 1 of Figure 8)."""
+    del key, shrink
+    return transforms.perturb(params, fresh_params, noise_scale=noise_scale)
+
+
+def gaussian_noise(key, params, fresh_params, *, shrink=1.0, noise_scale):
+    """θ + N(0, σ²): noise only, of one scale for all parameters (Table 4)."""
+    del fresh_params, shrink
+    return transforms.perturb(params, transforms.gaussian_like(key, params), noise_scale=noise_scale)
+
+
+def only_layers(*names: str) -> Rule:
+    """The rule λ·θ + σ·fresh on the named layers alone; the others are warm-started (Figure 14: the last layer).
+
+    Args:
+      *names: parts of parameter paths. Which layer is last is the caller's to say: pytrees sort names by the alphabet.
+
+    Returns:
+      A rule; it raises a ValueError where no layer has one of these names.
+    """
+
+    def rule(key, params, fresh_params, *, shrink, noise_scale):
+        del key
+        where = transforms.layer(*names)
+        return transforms.shrink_perturb(params, fresh_params, shrink=shrink, noise_scale=noise_scale, where=where)
+
+    return rule
+
+
+def make_restart(
+    rule: Rule, *, statistics: str = "reset", optimizer_state: str = "reset", model: Model | None = None
+) -> Restart:
+    """Makes a rule for parameters a restart of the whole training state.
+
+    `random_init` gives `fresh` as a whole, whatever the policies: a new network has no past to keep.
+
+    Args:
+      rule: one of this module's rules, or any function of their signature.
+      statistics: what becomes of BatchNorm's running means and variances. `"reset"`: 0 and 1, as in the authors'
+        program; `"keep"`: those of the last round; `"recalibrate"`: those of the new parameters on the given `batches`.
+      optimizer_state: `"reset"` ("reinitializing Adam's parameters at each step of learning", Section 2.2) or `"keep"`.
+      model: needed to recalibrate.
+
+    Returns:
+      `restart(key, state, fresh, *, shrink, noise_scale, batches=None)`; `batches` is `(inputs, masks)` as in
+      `recalibrate`.
+
+    Raises:
+      ValueError: an unknown policy, or `"recalibrate"` without a model (here) or without batches (in the restart).
+    """
+    if statistics not in STATISTICS:
+        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
+    if optimizer_state not in OPTIMIZER_STATES:
+        raise ValueError(f"optimizer_state must be one of {', '.join(OPTIMIZER_STATES)}, got {optimizer_state!r}")
+    if statistics == "recalibrate" and model is None:
+        raise ValueError("statistics='recalibrate' needs the model, to run it on the batches")
+
+    def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
+        if rule is random_init:
+            transforms.check_same(state.params, fresh.params)
+            return fresh
+        params = rule(key, state.params, fresh.params, shrink=shrink, noise_scale=noise_scale)
+        batch_stats = state.batch_stats if statistics == "keep" else fresh.batch_stats
+        if statistics == "recalibrate":
+            if batches is None:
+                raise ValueError("statistics='recalibrate' needs batches=(inputs, masks)")
+            batch_stats = recalibrate(model, params, batch_stats, *batches)
+        opt_state = state.opt_state if optimizer_state == "keep" else fresh.opt_state
+        return TrainState(params, batch_stats, opt_state)
+
+    return restart
+
+
+def no_restart(key, state, fresh, *, shrink, noise_scale, batches=None):
+    """Goes on with the training state as it is, statistics and optimiser included."""
+    del key, fresh, shrink, noise_scale, batches
+    return state
+
+
+def recalibrate(
+    model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, inputs: chex.Array, masks: chex.Array
+) -> chex.ArrayTree:
+    """BatchNorm statistics of these parameters: the mean over the batches of each batch's mean and variance, weighted
+    by its real samples (the cumulative average; running statistics would remember where they began).
+
+    Args:
+      model: its update of a statistic must be linear in the old one, as every running average is.
+      params: the learned parameters.
+      batch_stats: any statistics of the model, for structure and dtypes; their values do not matter.
+      inputs: [K, B, ...], K batches.
+      masks: [K, B] booleans, False marks padding; a batch of padding alone counts nothing.
+
+    Returns:
+      A pytree like `batch_stats`.
+
+    Raises:
+      AssertionError: `masks` is not [K, B] for `inputs` of [K, B, ...].
+    """
+    chex.assert_equal_shape_prefix([inputs, masks], 2)
+    chex.assert_rank(masks, 2)
+    if not jax.tree.leaves(batch_stats):
+        return batch_stats
+
+    large = 2.0**20  # so large that what a batch adds to it does not blur the momentum
+
+    def updated(value, x, mask):
+        start = jax.tree.map(lambda s: jnp.full_like(s, value), batch_stats)
+        return model.apply(params, start, x, mask, True)[1]
+
+    def one_batch(total, batch):
+        x, mask = batch
+        # new = m·old + (1 - m)·batch: two values of old give both the momentum m and the batch's own statistic.
+        low, high = updated(0, x, mask), updated(large, x, mask)
+        own = jax.tree.map(lambda z, o: z / (1 - (o - z) / large), low, high)
+        weight = jnp.sum(mask)
+        total = jax.tree.map(lambda t, s: t + jnp.where(weight > 0, weight * s, 0), total, own)
+        return total, weight
+
+    total, weights = jax.lax.scan(one_batch, jax.tree.map(jnp.zeros_like, batch_stats), (inputs, masks))
+    return jax.tree.map(lambda t: t / jnp.sum(weights), total)

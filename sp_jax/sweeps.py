@@ -1,0 +1,342 @@
+"""MANY lanes: seeds and settings side by side, over devices; rounds in sequence, checkpoints between them.
+
+A group is the lanes of one setting, one for each seed. Groups of one engine share its programs, and each program is
+compiled once: seed, λ, σ, learning rate, weight decay, convergence, round and number of samples are all traced.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sp_jax import restarts, training
+from sp_jax.checkpoint import Store
+from sp_jax.data import arrival
+from sp_jax.random import Purpose, key_for
+from sp_jax.training import Convergence, Lane, Trainer
+from sp_jax.types import Dataset, Evaluation, HParams, Progress, RoundResult, StopReason, TrainState
+
+CHUNK_SECONDS = 2.0  # about how long the device works before the host gets control
+RECALIBRATION_BATCHES = 20  # BatchNorm statistics are recalibrated on at most so many batches of what has arrived
+
+
+class Group(NamedTuple):
+    """Lanes that run together: one setting, one lane for each seed."""
+
+    name: str  # unique in a run; names the checkpoint
+    restart: restarts.Restart
+    lanes: Lane  # [L, ...]
+
+    @property
+    def num_lanes(self) -> int:
+        """L."""
+        return self.lanes.seed.shape[0]
+
+
+def make_lanes(seeds: Sequence[int], hparams: HParams, convergence: Convergence, num_samples: int) -> Lane:
+    """The lanes of one setting, one for each seed.
+
+    Args:
+      seeds: L non-negative integers.
+      hparams: scalars, the same for all lanes.
+      convergence: scalars, the same for all lanes.
+      num_samples: N, of the data set; each seed splits and orders them by itself.
+
+    Returns:
+      A `Lane` of [L, ...] NumPy arrays.
+    """
+    order, validation = _split(np.int32(seeds), num_samples)
+
+    def repeat(value):
+        dtype = {bool: bool, int: np.int32, float: np.float32}[type(value)]
+        return np.full(len(seeds), value, dtype)
+
+    settings = jax.tree.map(repeat, (hparams, convergence))
+    return Lane(np.int32(seeds), *settings, np.asarray(order), np.asarray(validation))
+
+
+@partial(jax.jit, static_argnums=1)
+def _split(seeds, num_samples):
+    return jax.vmap(lambda seed: arrival.split(seed, num_samples))(seeds)
+
+
+class Program:
+    """A function of one lane, over all lanes and devices; compiled ahead of time at its first call, and never again.
+
+    Lanes of one device run side by side (`vmap`) or one after the other (`lax.map`), and devices know nothing of each
+    other, so each stops by itself.
+    """
+
+    def __init__(self, function: Callable, mesh: jax.sharding.Mesh, *, vectorize: bool, donate: bool = False):
+        """Args:
+        function: `function(*of_one_lane, *shared)`.
+        mesh: one axis named `lanes`.
+        vectorize: `vmap` within a device rather than `lax.map`.
+        donate: whether the lanes' last argument gives its buffers to the result.
+        """
+        lanes, shared = PartitionSpec("lanes"), PartitionSpec()
+
+        def on_device(fixed, changing, common):
+            one = lambda x: function(*x, *common)  # noqa: E731
+            return (jax.vmap(one) if vectorize else lambda x: jax.lax.map(one, x))((*fixed, *changing))
+
+        specs = (lanes, lanes, shared)
+        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
+        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        self._jitted = jax.jit(
+            mapped, in_shardings=shardings, out_shardings=shardings[0], donate_argnums=(1,) if donate else ()
+        )
+        self._compiled = None
+        self.compile_seconds = 0.0
+
+    def __call__(self, lanes: Sequence, *shared):
+        """`lanes` are pytrees of [L, ...], L a multiple of the number of devices; `shared` is the same for all."""
+        args = (tuple(lanes[:-1]), tuple(lanes[-1:]), shared)
+        if self._compiled is None:
+            start = time.monotonic()
+            self._compiled = self._jitted.lower(*args).compile()
+            self.compile_seconds = time.monotonic() - start
+        return self._compiled(*args)
+
+
+class Engine:
+    """The programs of one static configuration (model, data, optimiser, batch size) on some devices."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: Dataset,
+        num_lanes: int,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        vectorize: bool | None = None,
+    ):
+        """Puts the data on the devices.
+
+        Args:
+          trainer: the static side of training.
+          data: all samples; a copy goes to each device.
+          num_lanes: L of every group.
+          devices: all by default; never more than lanes.
+          vectorize: see `Program`; by default on accelerators only, where one lane does not fill the machine.
+        """
+        devices = list(devices or jax.devices())[:num_lanes]
+        self.trainer, self.num_lanes = trainer, num_lanes
+        self.vectorize = devices[0].platform != "cpu" if vectorize is None else vectorize
+        self.mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
+        self.data = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
+        self._padding = -num_lanes % len(devices)
+        self._rate = 0.0  # lane-samples/s, as last measured
+        self._restarts: dict[restarts.Restart, Program] = {}
+        self._init = self._program(self._init_lane)
+        self._train = self._program(self._train_lane, donate=True)
+        self._evaluate = self._program(self._evaluate_lane)
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling took so far, all programs together."""
+        return sum(program.compile_seconds for program in self._programs())
+
+    def place(self, lanes):
+        """Puts a pytree of [L, ...] on the devices, the last lane repeated until they are evenly filled."""
+        pad = lambda x: np.concatenate([x, np.repeat(x[-1:], self._padding, axis=0)])  # noqa: E731
+        return jax.device_put(jax.tree.map(pad, lanes), NamedSharding(self.mesh, PartitionSpec("lanes")))
+
+    def fetch(self, lanes):
+        """The reverse of `place`: NumPy arrays of [L, ...]."""
+        return jax.tree.map(lambda x: np.asarray(x)[: self.num_lanes], lanes)
+
+    def init(self, lanes: Lane) -> TrainState:
+        """The first initialisation of each lane."""
+        return self._init((lanes,))
+
+    def begin(
+        self, lanes: Lane, state: TrainState, restart: restarts.Restart, round_: int, num_visible: int
+    ) -> Progress:
+        """Restarts each lane before a round; `restarts.warm_start` changes nothing but what its policies say."""
+        if restart not in self._restarts:
+            self._restarts[restart] = self._program(self._restart_lane(restart))
+        return self._restarts[restart]((lanes, self._active, state), self.data, np.int32(round_), np.int32(num_visible))
+
+    def train(
+        self,
+        lanes: Lane,
+        progress: Progress,
+        round_: int,
+        num_visible: int,
+        on_chunk: Callable[[Progress], None] | None = None,
+    ) -> Progress:
+        """Trains all lanes until each has stopped, in chunks of about `CHUNK_SECONDS`.
+
+        Args:
+          lanes: as placed.
+          progress: from `begin`; its buffers are reused.
+          round_: counted from 1.
+          num_visible: how many samples have arrived.
+          on_chunk: called with the progress (state left out) after each chunk, on the host.
+
+        Returns:
+          The progress, no lane `RUNNING`.
+        """
+        limit, trained = 0, 0
+        while True:
+            per_epoch = self.num_lanes * num_visible / self._rate if self._rate else CHUNK_SECONDS
+            limit += max(1, int(CHUNK_SECONDS / per_epoch))
+            start, compiled = time.monotonic(), self.compile_seconds
+            progress = self._train(
+                (lanes, progress), self.data, np.int32(round_), np.int32(num_visible), np.int32(limit)
+            )
+            summary = self.fetch(progress.replace(state=None))
+            seconds = time.monotonic() - start - (self.compile_seconds - compiled)
+            epochs = int(summary.epoch.sum())
+            self._rate = (epochs - trained) * num_visible / max(seconds, 1e-9)
+            trained = epochs
+            if on_chunk:
+                on_chunk(summary)
+            if np.all(summary.stop_reason != StopReason.RUNNING):
+                return progress
+
+    def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
+        """Each lane on its validation samples."""
+        return self._evaluate((lanes, state), self.data)
+
+    @property
+    def _active(self):
+        return self.place(np.ones(self.num_lanes, bool)).at[self.num_lanes :].set(False)
+
+    def _program(self, function, **options):
+        return Program(function, self.mesh, vectorize=self.vectorize, **options)
+
+    def _programs(self):
+        return [self._init, self._train, self._evaluate, *self._restarts.values()]
+
+    def _init_lane(self, lane):
+        return training.init_state(self.trainer, lane, 0)
+
+    def _restart_lane(self, restart):
+        def begin(lane, active, state, data, round_, num_visible):
+            size = self.trainer.batch_size
+            count = min(RECALIBRATION_BATCHES * size, lane.order.shape[0] // size * size) or lane.order.shape[0]
+            shape = (-1, min(size, count))
+            inputs = data.inputs[lane.order[:count].reshape(shape)]
+            masks = (jnp.arange(count) < num_visible).reshape(shape)
+            fresh = training.init_state(self.trainer, lane, round_)
+            key = key_for(lane.seed, Purpose.NOISE, round_)
+            hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
+            return Progress.start(restart(key, state, fresh, **hparams, batches=(inputs, masks)), active=active)
+
+        return begin
+
+    def _train_lane(self, lane, progress, data, round_, num_visible, epoch_limit):
+        return training.train_round(self.trainer, lane, data, progress, round_, num_visible, epoch_limit)
+
+    def _evaluate_lane(self, lane, state, data):
+        return training.evaluate(self.trainer.model, state, data, lane.validation)
+
+
+class Finished(NamedTuple):
+    """A group that has finished a round."""
+
+    group: Group
+    results: list[RoundResult]  # [L]
+
+
+def run(
+    engine: Engine,
+    groups: Sequence[Group],
+    arrivals: Sequence[int],
+    *,
+    restart_first: bool = False,
+    store: Store | None = None,
+    on_chunk: Callable[[Group, int, Progress], None] | None = None,
+) -> Iterator[Finished]:
+    """Trains all groups through all rounds (Sections 2.1 and 2.2): samples arrive, restart, train until converged.
+
+    All groups finish a round before the next one begins. Before the first round there is nothing to restart from, so
+    groups that differ in their restart alone share it: it is trained once.
+
+    Args:
+      engine: the programs; every group has its number of lanes.
+      groups: names must be unique.
+      arrivals: how many samples have arrived in each round, increasing; from `data.arrival`.
+      restart_first: also restart before the first round, from one fresh network to the next, as the authors' program
+        does (the paper's text does not).
+      store: where the states are saved after each round, and taken from: rounds that it holds are not trained again.
+      on_chunk: called with group, round and progress (state left out) every few seconds.
+
+    Yields:
+      Each group as it finishes a round. Its checkpoint is written when the next one is asked for, so what was yielded
+      and written down is never older than the checkpoint.
+    """
+    states, done = {}, dict.fromkeys((group.name for group in groups), 0)
+    placed = {group.name: engine.place(group.lanes) for group in groups}
+    if store is not None:
+        states, done = _restore(engine, groups, store)
+    shared: dict[bytes, tuple] = {}
+    for round_, num_visible in enumerate(arrivals, 1):
+        for group in groups:
+            if done[group.name] >= round_:
+                continue
+            lanes = placed[group.name]
+            start, compiled = time.monotonic(), engine.compile_seconds
+            alike = None if round_ > 1 or restart_first else _first_round(group)
+            if alike in shared:
+                state, results = shared[alike]
+            else:
+                state = states.pop(group.name) if round_ > 1 else engine.init(lanes)
+                restart = group.restart if round_ > 1 or restart_first else restarts.no_restart
+                progress = engine.begin(lanes, state, restart, round_, num_visible)
+                report = on_chunk and (lambda progress, g=group, r=round_: on_chunk(g, r, progress))
+                progress = engine.train(lanes, progress, round_, num_visible, report)
+                evaluation = engine.fetch(engine.evaluate(lanes, progress.state))
+                seconds = time.monotonic() - start - (engine.compile_seconds - compiled)
+                summary = engine.fetch(progress.replace(state=None))
+                state, results = progress.state, _results(group, round_, num_visible, summary, evaluation, seconds)
+                if alike is not None:
+                    shared[alike] = state, results
+            states[group.name] = state
+            yield Finished(group, results)
+            if store is not None:
+                store.save(group.name, round_, engine.fetch(state))
+
+
+def _restore(engine, groups, store):
+    states, done = {}, {}
+    for group in groups:
+        like = jax.eval_shape(jax.vmap(engine._init_lane), group.lanes)
+        found = store.restore(group.name, like)
+        done[group.name] = found[0] if found else 0
+        if found:
+            states[group.name] = engine.place(found[1])
+    return states, done
+
+
+def _first_round(group):
+    """What the first round of a group depends on, without a restart before it."""
+    hparams = group.lanes.hparams.replace(shrink=None, noise_scale=None)
+    return b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(group.lanes.replace(hparams=hparams)))
+
+
+def _results(group, round_, num_visible, progress, evaluation, seconds):
+    return [
+        RoundResult(
+            seed=int(group.lanes.seed[i]),
+            round=round_,
+            num_train=num_visible,
+            epochs=int(progress.epoch[i]),
+            samples_seen=int(progress.epoch[i]) * num_visible,
+            stop_reason=StopReason(int(progress.stop_reason[i])).name.lower(),
+            train_accuracy=float(progress.train_accuracy[i]),
+            train_loss=float(progress.train_loss[i]),
+            validation_accuracy=float(evaluation.accuracy[i]),
+            validation_loss=float(evaluation.loss[i]),
+            seconds=seconds,
+            lanes=group.num_lanes,
+        )
+        for i in range(group.num_lanes)
+    ]

@@ -1,0 +1,262 @@
+"""ONE lane: train step, epoch, round until convergence, evaluation; pure functions that know no model and no data set.
+
+A round is a `while_loop` of epochs inside one program, and an epoch a `fori_loop` of steps. The data stay on the device
+at full size; how many samples have arrived is a traced scalar, so round 1 and round 34 are the same program.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from sp_jax.random import Purpose, key_for
+from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, TrainState
+
+Optimizer = Callable[[HParams], optax.GradientTransformation]
+
+
+def adam(hparams: HParams) -> optax.GradientTransformation:
+    """Adam with PyTorch's defaults and coupled L2: the decay joins the gradient before Adam's moments."""
+    return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.adam(hparams.learning_rate))
+
+
+def sgd(hparams: HParams) -> optax.GradientTransformation:
+    """Stochastic gradient descent without momentum (Section 3), with coupled L2."""
+    return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.sgd(hparams.learning_rate))
+
+
+@struct.dataclass
+class Convergence:
+    """When a round ends; every field is traced, so a sweep may vary it. Each a scalar, or [L].
+
+    The paper trains to 99 % training accuracy; the authors stopped models that cannot reach it "when training accuracy
+    stops improving". Training accuracy is the online one: counted in train mode while the epoch runs.
+    """
+
+    train_accuracy: chex.Numeric = 0.99  # fraction: the threshold
+    patience: chex.Numeric = 100  # epochs without an improvement that count as a plateau
+    min_improvement: chex.Numeric = 0.001  # fraction: less than this is no improvement
+    max_epochs: chex.Numeric = 1000
+    fixed: chex.Numeric = False  # True: exactly `max_epochs` epochs, whatever the accuracy
+
+    @classmethod
+    def exactly(cls, epochs: int) -> "Convergence":
+        """Exactly so many epochs (Figure 1 has 350)."""
+        return cls(max_epochs=epochs, fixed=True)
+
+    def update(self, progress: Progress, accuracy: chex.Array, loss: chex.Array) -> Progress:
+        """Books one more epoch of this training accuracy (fraction) and loss (nats), and says whether to stop."""
+        epoch = progress.epoch + 1
+        improved = accuracy >= progress.best_accuracy + self.min_improvement
+        best_epoch = jnp.where(improved, epoch, progress.best_epoch)
+        open_ended = jnp.logical_not(self.fixed)
+        reasons = {  # the first that holds
+            StopReason.NAN: ~jnp.isfinite(loss),
+            StopReason.THRESHOLD: open_ended & (accuracy >= self.train_accuracy),
+            StopReason.PLATEAU: open_ended & (epoch - best_epoch >= self.patience),
+            StopReason.CAP: open_ended & (epoch >= self.max_epochs),
+            StopReason.FIXED: epoch >= self.max_epochs,
+        }
+        stop_reason = jnp.int32(StopReason.RUNNING.value)
+        for reason in reversed(reasons):
+            stop_reason = jnp.where(reasons[reason], jnp.int32(reason.value), stop_reason)
+        return Progress(
+            state=progress.state,
+            epoch=epoch,
+            stop_reason=stop_reason,
+            best_accuracy=jnp.where(improved, accuracy, progress.best_accuracy),
+            best_epoch=best_epoch,
+            train_accuracy=accuracy,
+            train_loss=loss,
+        )
+
+
+@struct.dataclass
+class Lane:
+    """What makes a lane itself and does not change while it trains; `[L, ...]` for lanes."""
+
+    seed: chex.Array  # int32
+    hparams: HParams
+    convergence: Convergence
+    order: chex.Array  # [T] int32, indices of the training samples in the order of arrival
+    validation: chex.Array  # [V] int32, indices of the validation samples
+
+
+class Trainer(NamedTuple):
+    """The static side of training: what is compiled into the program."""
+
+    model: Model
+    optimizer: Optimizer
+    batch_size: int
+
+
+def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
+    """A freshly drawn training state: the first initialisation is that of round 0, round t's restart draws that of t.
+
+    Args:
+      trainer: the static side.
+      lane: one lane.
+      round_: int scalar, may be traced.
+
+    Returns:
+      A `TrainState`; all settings of a seed get the same network.
+    """
+    params, batch_stats = trainer.model.init(key_for(lane.seed, Purpose.INIT, round_))
+    return TrainState(params, batch_stats, trainer.optimizer(lane.hparams).init(params))
+
+
+def train_step(
+    trainer: Trainer, hparams: HParams, state: TrainState, inputs: chex.Array, labels: chex.Array, mask: chex.Array
+) -> tuple[TrainState, chex.Array, chex.Array]:
+    """One step on the mean cross-entropy of the real samples of a batch.
+
+    Args:
+      trainer: the static side.
+      hparams: of the lane.
+      state: before the step.
+      inputs: [B, ...].
+      labels: [B] integers.
+      mask: [B] booleans, False marks padding.
+
+    Returns:
+      The state after the step; the loss summed over the real samples, nats; how many of them were predicted right.
+    """
+
+    def mean_loss(params):
+        logits, batch_stats = trainer.model.apply(params, state.batch_stats, inputs, mask, True)
+        losses, correct = _losses(logits, labels, mask)
+        return jnp.sum(losses) / jnp.sum(mask), (batch_stats, jnp.sum(losses), jnp.sum(correct))
+
+    gradient, (batch_stats, loss, correct) = jax.grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = trainer.optimizer(hparams).update(gradient, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss, correct
+
+
+def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric, length: int) -> chex.Array:
+    """The samples of one epoch, shuffled: those that have arrived first, each once.
+
+    Args:
+      key: consumed.
+      order: [T] indices in the order of arrival.
+      num_visible: int scalar, how many have arrived; may be traced.
+      length: of the result, at least T.
+
+    Returns:
+      [length] indices; from position `num_visible` on they mean nothing.
+    """
+    bits = jax.random.bits(key, order.shape, jnp.uint32) >> 1
+    unseen = jnp.arange(order.shape[0]) >= num_visible
+    shuffled = order[jnp.argsort(jnp.where(unseen, jnp.uint32(0xFFFFFFFF), bits))]
+    return jnp.pad(shuffled, (0, length - order.shape[0]))
+
+
+def train_epoch(
+    trainer: Trainer, lane: Lane, data: Dataset, state: TrainState, key: chex.PRNGKey, num_visible: chex.Numeric
+) -> tuple[TrainState, chex.Array, chex.Array]:
+    """One pass over the samples that have arrived; the last, partial batch is padded and masked.
+
+    Args:
+      trainer: the static side.
+      lane: one lane.
+      data: all samples, on the device.
+      state: before the epoch.
+      key: consumed by the shuffle.
+      num_visible: int scalar, how many samples have arrived.
+
+    Returns:
+      The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats).
+    """
+    size = trainer.batch_size
+    total = -(-lane.order.shape[0] // size) * size
+    indices = epoch_order(key, lane.order, num_visible, total)
+
+    def step(i, carry):
+        state, loss, correct = carry
+        batch = jax.lax.dynamic_slice(indices, (i * size,), (size,))
+        mask = i * size + jnp.arange(size) < num_visible
+        state, batch_loss, batch_correct = train_step(
+            trainer, lane.hparams, state, data.inputs[batch], data.labels[batch], mask
+        )
+        return state, loss + batch_loss.astype(loss.dtype), correct + batch_correct
+
+    num_batches = (num_visible + size - 1) // size
+    start = (state, jnp.zeros((), float), jnp.zeros((), jnp.int32))
+    state, loss, correct = jax.lax.fori_loop(0, num_batches, step, start)
+    return state, correct.astype(float) / num_visible, loss / num_visible
+
+
+def train_round(
+    trainer: Trainer,
+    lane: Lane,
+    data: Dataset,
+    progress: Progress,
+    round_: chex.Numeric,
+    num_visible: chex.Numeric,
+    epoch_limit: chex.Numeric,
+) -> Progress:
+    """Trains until converged, or until `epoch_limit`: a round may be cut into chunks, which changes no result.
+
+    Args:
+      trainer: the static side.
+      lane: one lane.
+      data: all samples, on the device.
+      progress: where the round stands.
+      round_: int scalar, for the order of the epochs.
+      num_visible: int scalar, how many samples have arrived.
+      epoch_limit: int scalar; control comes back after this epoch of the round at the latest.
+
+    Returns:
+      The progress; its `stop_reason` is `RUNNING` where only the limit ended the chunk.
+    """
+
+    def running(progress):
+        return (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit)
+
+    def epoch(progress):
+        key = key_for(lane.seed, Purpose.SHUFFLE, round_, progress.epoch)
+        state, accuracy, loss = train_epoch(trainer, lane, data, progress.state, key, num_visible)
+        return lane.convergence.update(progress.replace(state=state), accuracy, loss)
+
+    return jax.lax.while_loop(running, epoch, progress)
+
+
+def evaluate(model: Model, state: TrainState, data: Dataset, indices: chex.Array, batch_size: int = 500) -> Evaluation:
+    """Accuracy and loss in evaluation mode (BatchNorm by its running statistics).
+
+    Args:
+      model: its two functions.
+      state: what was trained.
+      data: all samples, on the device.
+      indices: [V] int32, the samples to evaluate on.
+      batch_size: samples at a time.
+
+    Returns:
+      Accuracy (fraction) and mean loss (nats) over the V samples.
+    """
+    count = indices.shape[0]
+    num_batches = -(-count // batch_size)
+    padded = jnp.pad(indices, (0, num_batches * batch_size - count))
+
+    def batch(i, carry):
+        loss, correct = carry
+        chosen = jax.lax.dynamic_slice(padded, (i * batch_size,), (batch_size,))
+        mask = i * batch_size + jnp.arange(batch_size) < count
+        logits, _ = model.apply(state.params, state.batch_stats, data.inputs[chosen], mask, False)
+        losses, right = _losses(logits, data.labels[chosen], mask)
+        return loss + jnp.sum(losses).astype(loss.dtype), correct + jnp.sum(right)
+
+    start = (jnp.zeros((), float), jnp.zeros((), jnp.int32))
+    loss, correct = jax.lax.fori_loop(0, num_batches, batch, start)
+    return Evaluation(correct.astype(float) / count, loss / count)
+
+
+def _losses(logits, labels, mask):
+    """Cross-entropy, nats, and whether it was predicted right, of each sample: both [B], nothing where masked."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = (jnp.argmax(logits, axis=-1) == labels) & mask
+    return jnp.where(mask, losses, 0), correct

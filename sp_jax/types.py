@@ -1,0 +1,115 @@
+"""The few records that travel between the rooms; every field says its shape and its unit.
+
+Letters: N samples, B samples in a batch, L lanes (a lane is one training run: one setting, one seed).
+"""
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Dataset:
+    """Labelled samples, all of them, on the host or on the device."""
+
+    inputs: chex.Array  # [N, ...] uint8 pixels (models scale them to [-1, 1]) or floats
+    labels: chex.Array  # [N] integers, 0 <= label < num_classes
+    num_classes: int = struct.field(pytree_node=False)
+    name: str = struct.field(pytree_node=False, default="unnamed")
+
+
+class Model(NamedTuple):
+    """A network as two pure functions; `sp_jax.models.from_module` makes one of a Flax module.
+
+    `init(key) -> (params, batch_stats)` draws a fresh network (the key is consumed).
+    `apply(params, batch_stats, inputs, mask, train) -> (logits, batch_stats)`: inputs [B, ...], mask [B] booleans
+    (False marks padding, which must influence nothing) or None, `train` a Python bool; logits [B, classes]. Batch
+    statistics are returned updated where `train`, else unchanged; a network without BatchNorm has an empty dict.
+    """
+
+    init: Callable[..., tuple[chex.ArrayTree, chex.ArrayTree]]
+    apply: Callable[..., tuple[chex.Array, chex.ArrayTree]]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that training changes in one lane, and so everything that a restart may touch."""
+
+    params: chex.ArrayTree  # the learned parameters θ
+    batch_stats: chex.ArrayTree  # running means and variances of BatchNorm; {} without
+    opt_state: chex.ArrayTree  # an optax state
+
+
+@struct.dataclass
+class HParams:
+    """What a sweep varies without compiling again: each a scalar, or [L] for lanes."""
+
+    learning_rate: chex.Numeric = 1e-3  # η, per step
+    weight_decay: chex.Numeric = 0.0  # coupled L2: added to the gradient, times θ
+    shrink: chex.Numeric = 1.0  # λ in [0, 1]; 1 is the warm start
+    noise_scale: chex.Numeric = 0.0  # σ >= 0; times a freshly drawn network (or N(0, 1))
+
+
+class StopReason(enum.IntEnum):
+    """Why a round ended; `RUNNING` while it has not."""
+
+    RUNNING = 0
+    THRESHOLD = 1  # the training accuracy reached the threshold
+    PLATEAU = 2  # the training accuracy stopped improving
+    CAP = 3  # the largest number of epochs
+    FIXED = 4  # exactly as many epochs as were asked for
+    NAN = 5  # the training loss is no longer finite
+
+
+@struct.dataclass
+class Progress:
+    """One lane in the middle of a round: what a chunk of epochs takes and returns. All scalars, or [L]."""
+
+    state: TrainState
+    epoch: chex.Array  # int32, epochs trained in this round
+    stop_reason: chex.Array  # int32, a `StopReason`
+    best_accuracy: chex.Array  # fraction, the reference of the plateau rule
+    best_epoch: chex.Array  # int32, the epoch that set it
+    train_accuracy: chex.Array  # fraction, online: counted in train mode over the last epoch
+    train_loss: chex.Array  # nats, mean over the samples of the last epoch
+
+    @classmethod
+    def start(cls, state: TrainState, *, active: chex.Array = True) -> "Progress":
+        """A round that has not begun; where `active` is False it never will (a lane that only pads)."""
+        nan = jnp.full((), jnp.nan, float)
+        reason = jnp.where(active, StopReason.RUNNING.value, StopReason.CAP.value).astype(jnp.int32)
+        zero = jnp.zeros((), jnp.int32)
+        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan)
+
+
+class Evaluation(NamedTuple):
+    """A model on held-out samples, in evaluation mode. Scalars, or [L]."""
+
+    accuracy: chex.Array  # fraction
+    loss: chex.Array  # nats, mean over the samples
+
+
+class RoundResult(NamedTuple):
+    """What one lane reports of one finished round, as Python numbers."""
+
+    seed: int
+    round: int  # counted from 1
+    num_train: int  # samples that have arrived
+    epochs: int  # in this round
+    samples_seen: int  # epochs * num_train: the cost that depends on no machine
+    stop_reason: str  # `StopReason` in lower case
+    train_accuracy: float  # fraction, of the last epoch
+    train_loss: float  # nats
+    validation_accuracy: float  # fraction
+    validation_loss: float  # nats
+    seconds: float  # wall time of all the lanes that ran together, compiling left out
+    lanes: int  # how many ran together
+
+    @property
+    def converged(self) -> bool:
+        """Whether the round reached what it was asked for: the threshold, or exactly so many epochs."""
+        return self.stop_reason in ("threshold", "fixed")
