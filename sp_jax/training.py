@@ -129,7 +129,7 @@ def train_step(
     def mean_loss(params):
         logits, batch_stats = trainer.model.apply(params, state.batch_stats, inputs, mask, True)
         losses, correct = _losses(logits, labels, mask)
-        return jnp.sum(losses) / jnp.sum(mask), (batch_stats, jnp.sum(losses), jnp.sum(correct))
+        return jnp.sum(losses) / jnp.sum(mask), (batch_stats, jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32))
 
     gradient, (batch_stats, loss, correct) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = trainer.optimizer(hparams).update(gradient, state.opt_state, state.params)
@@ -170,6 +170,7 @@ def train_epoch(
     Returns:
       The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats).
     """
+    data = jax.tree.map(jnp.asarray, data)
     size = trainer.batch_size
     total = -(-lane.order.shape[0] // size) * size
     indices = epoch_order(key, lane.order, num_visible, total)
@@ -237,6 +238,7 @@ def evaluate(model: Model, state: TrainState, data: Dataset, indices: chex.Array
     Returns:
       Accuracy (fraction) and mean loss (nats) over the V samples.
     """
+    data = jax.tree.map(jnp.asarray, data)
     count = indices.shape[0]
     num_batches = -(-count // batch_size)
     padded = jnp.pad(indices, (0, num_batches * batch_size - count))
@@ -247,7 +249,7 @@ def evaluate(model: Model, state: TrainState, data: Dataset, indices: chex.Array
         mask = i * batch_size + jnp.arange(batch_size) < count
         logits, _ = model.apply(state.params, state.batch_stats, data.inputs[chosen], mask, False)
         losses, right = _losses(logits, data.labels[chosen], mask)
-        return loss + jnp.sum(losses).astype(loss.dtype), correct + jnp.sum(right)
+        return loss + jnp.sum(losses).astype(loss.dtype), correct + jnp.sum(right, dtype=jnp.int32)
 
     start = (jnp.zeros((), float), jnp.zeros((), jnp.int32))
     loss, correct = jax.lax.fori_loop(0, num_batches, batch, start)

@@ -203,8 +203,9 @@ def _shrink_perturb_leaf(old, fresh, shrink, noise_scale):
     compute = jnp.promote_types(dtype, jnp.float32)
     real = jnp.finfo(compute).dtype  # of a complex leaf: λ and σ are real
     lam, sigma = jnp.asarray(shrink, real), jnp.asarray(noise_scale, real)
-    # Multiplying by 0 would keep NaN and infinity, and adding 0 would turn -0.0 into 0.0: select at both edges.
-    kept = jnp.where(lam == 0, jnp.zeros((), compute), lam * jnp.asarray(old, compute))
-    noise = sigma * jnp.asarray(fresh, compute)
+    old, fresh = jnp.asarray(old, compute), jnp.asarray(fresh, compute)
+    # Products and sums lose bits at the edges (0 * inf, -0.0 + 0, denormals flushed to 0): select there.
+    kept = jnp.where(lam == 1, old, jnp.where(lam == 0, jnp.zeros((), compute), lam * old))
+    noise = jnp.where(sigma == 1, fresh, sigma * fresh)
     mixed = jnp.where(sigma == 0, kept, jnp.where(lam == 0, noise, kept + noise))
     return mixed.astype(dtype)

@@ -1,0 +1,23 @@
+"""Two CPU devices, as on two accelerators; implicit rank promotion is an error; programs are compiled once."""
+
+import os
+import tempfile
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_CACHE = tempfile.TemporaryDirectory(prefix="sp_jax-tests-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def tfds_dir():
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not os.path.isdir(os.path.join(folder, "cifar10")):
+        pytest.skip("TFDS_DATA_DIR holds no cifar10")
+    return folder

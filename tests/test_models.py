@@ -1,0 +1,153 @@
+"""The paper's networks, their initialisation, and the convolution for CPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sp_jax
+from sp_jax import models
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+
+
+def count(params):
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(64, 11_173_962), (16, 701_466)])
+def test_resnet_18_has_the_parameters_of_the_standard_one_and_of_the_authors(width, parameters):
+    model = models.from_module(models.ResNet(10, width=width), PIXELS)
+    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    assert count(params) == parameters
+    assert count(batch_stats) == 2 * (parameters_of_norms(params) // 2)
+    assert "head" in params
+
+
+def parameters_of_norms(params):
+    return sum(count(x) for path, x in flat_layers(params) if "norm" in path)
+
+
+def flat_layers(params):
+    for name, value in params.items():
+        if isinstance(next(iter(value.values())), dict):
+            yield from ((f"{name}/{inner}", x) for inner, x in flat_layers(value))
+        else:
+            yield name, value
+
+
+def test_a_small_resnet_trains_and_evaluates_with_the_shapes_of_torch_padding():
+    module = models.ResNet(10, width=4, stage_sizes=(1, 1))
+    model = models.from_module(module, PIXELS)
+    params, stats = model.init(jax.random.key(0))
+    assert module.apply({"params": params, "batch_stats": stats}, PIXELS[:, :31, :31]).shape == (2, 10)
+    logits, updated = jax.jit(model.apply, static_argnums=4)(params, stats, PIXELS, jnp.array([True, True]), True)
+    assert logits.shape == (2, 10)
+    assert jax.tree.structure(updated) == jax.tree.structure(stats)
+    assert not np.allclose(updated["stem_norm"]["mean"], 0)
+    logits, same = model.apply(params, stats, PIXELS, None, False)
+    assert same is stats
+
+
+def test_mlp_and_logistic_regression():
+    mlp = models.from_module(models.MLP(10), PIXELS)
+    params, stats = mlp.init(jax.random.key(0))
+    assert stats == {}
+    assert {name: layer["kernel"].shape for name, layer in params.items()} == {
+        "hidden_0": (3072, 100), "hidden_1": (100, 100), "head": (100, 10),
+    }  # fmt: skip
+    logistic, _ = models.from_module(models.MLP(10, ()), PIXELS).init(jax.random.key(0))
+    assert count(logistic) == 30_730
+    bare, _ = models.from_module(models.MLP(10, use_bias=False), PIXELS).init(jax.random.key(0))
+    assert all(list(layer) == ["kernel"] for layer in bare.values())
+
+
+def test_pixels_are_scaled_to_minus_one_and_one():
+    scaled = models.scale_pixels(jnp.array([0, 255, 51], jnp.uint8))
+    np.testing.assert_allclose(scaled, [-1, 1, -0.6], atol=1e-6)
+    floats = jnp.array([0.25])
+    assert models.scale_pixels(floats) is floats
+
+
+@pytest.mark.parametrize("module", [models.MLP(10, (200, 100)), models.ResNet(10, width=32, stage_sizes=(1,))])
+def test_torch_initialisation_is_uniform_in_one_over_the_root_of_fan_in(module):
+    params, _ = models.from_module(module, PIXELS).init(jax.random.key(0))
+    for path, layer in flat_layers(params):
+        if "norm" in path:
+            assert (layer["scale"] == 1).all()
+            assert (layer["bias"] == 0).all()
+            continue
+        bound = np.prod(layer["kernel"].shape[:-1]) ** -0.5
+        for x in layer.values():
+            assert np.abs(x).max() <= bound
+            if x.size > 500:
+                assert np.std(x) == pytest.approx(bound / 3**0.5, rel=0.1)
+                assert np.abs(x).max() > 0.95 * bound
+    assert float(jnp.std(params["head"]["bias"])) > 0
+
+
+def test_flax_initialisation_and_unknown_ones():
+    params, _ = models.from_module(models.MLP(10, initialization="flax"), PIXELS).init(jax.random.key(0))
+    assert (params["head"]["bias"] == 0).all()
+    assert float(jnp.std(params["hidden_0"]["kernel"])) == pytest.approx(3072**-0.5, rel=0.05)
+    with pytest.raises(ValueError, match="init must be one of torch, flax, got 'keras'"):
+        models.from_module(models.MLP(10, initialization="keras"), PIXELS).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("image", [(8, 8), (7, 6)])
+def test_the_convolution_for_cpus_equals_xlas(size, stride, image):
+    rng = np.random.default_rng(size)
+    x = jnp.asarray(rng.normal(size=(2, *image, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 3, 4)), jnp.float32)
+    pad = size // 2
+
+    def ours(x, kernel):
+        return models.convolution(x, kernel, stride=stride, precision="highest")
+
+    def general(x, kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=dims, precision="highest"
+        )
+
+    one, pull_one = jax.vjp(ours, x, kernel)
+    other, pull_other = jax.vjp(general, x, kernel)
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    for a, b in zip(pull_one(jnp.sin(one)), pull_other(jnp.sin(one)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_cpu_runs_no_xla_convolution_in_a_loop():
+    model = models.from_module(models.ResNet(10, width=4, stage_sizes=(1,)), PIXELS)
+    params, stats = model.init(jax.random.key(0))
+    loss = lambda p: model.apply(p, stats, PIXELS, None, True)[0].sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert " convolution(" not in compiled
+    assert "dot(" in compiled
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.01, 1.0), st.integers(0, 2**31 - 1))
+def test_proposition_1_shrinking_a_relu_network_without_bias_keeps_every_prediction(shrink, seed):
+    module = models.MLP(5, (16, 16), activation=nn.relu, use_bias=False)
+    x = jax.random.normal(jax.random.key(seed), (32, 8))
+    params = module.init(jax.random.key(seed + 1), x)["params"]
+    logits = module.apply({"params": params}, x)
+    shrunk = module.apply({"params": sp_jax.shrink(params, shrink=shrink)}, x)
+    np.testing.assert_allclose(shrunk, shrink**3 * logits, rtol=1e-3, atol=1e-6)
+    top = jnp.sort(logits, axis=1)
+    clear = top[:, -1] - top[:, -2] > 1e-4 * jnp.abs(top[:, -1])  # a tie within rounding may fall either way
+    assert (jnp.argmax(shrunk, 1) == jnp.argmax(logits, 1))[clear].all()
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+    model = models.from_module(models.ResNet(10, width=4, stage_sizes=(1,), dtype=jnp.bfloat16), PIXELS)
+    params, stats = model.init(jax.random.key(0))
+    logits, updated = model.apply(params, stats, PIXELS, None, True)
+    assert logits.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves((params, updated))} == {jnp.dtype("float32")}

@@ -1,0 +1,215 @@
+"""MANY lanes: the same as each alone, one compile for all rounds, rounds in sequence, checkpoints."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sp_jax import data, models, restarts, sweeps, training
+from sp_jax.checkpoint import Store
+from sp_jax.random import Purpose, key_for
+from sp_jax.training import Convergence, Trainer
+from sp_jax.types import Dataset, HParams, StopReason
+
+FULL = data.mixture()
+SMALL = Dataset(FULL.inputs[:300], FULL.labels[:300], 10, "small")
+MODEL = models.from_module(models.MLP(10, (16,)), SMALL.inputs)
+TRAINER = Trainer(MODEL, training.adam, 32)
+ARRIVALS = (60, 120, 200)
+SHORT = Convergence(0.9, max_epochs=30)
+MAKE = {
+    "warm_start": restarts.make_restart(restarts.warm_start),
+    "random_init": restarts.make_restart(restarts.random_init),
+    "shrink_perturb": restarts.make_restart(restarts.shrink_perturb),
+}
+
+
+def group(restart, shrink, noise_scale, seeds=range(3), learning_rate=0.01, name=None):
+    hparams = HParams(learning_rate, 0.0, float(shrink), float(noise_scale))
+    lanes = sweeps.make_lanes(seeds, hparams, SHORT, len(SMALL.labels))
+    return sweeps.Group(name or f"{restart}_{shrink}_{noise_scale}", MAKE[restart], lanes)
+
+
+def train(groups, arrivals=ARRIVALS, **options):
+    """All results without their times, by group and round."""
+    engine = sweeps.Engine(TRAINER, SMALL, groups[0].num_lanes, **options.pop("engine", {}))
+    return {
+        (found.group.name, found.results[0].round): [r._replace(seconds=0.0) for r in found.results]
+        for found in sweeps.run(engine, groups, arrivals, **options)
+    }
+
+
+def values(results):
+    return [list(result)[1:-2] for result in results]
+
+
+def test_each_seed_has_its_own_split_that_all_its_settings_share():
+    lanes = sweeps.make_lanes([0, 1, 0], HParams(), Convergence(), 50_000)
+    assert lanes.order.shape == (3, 33_333)
+    assert lanes.validation.shape == (3, 16_667)
+    for i in range(3):
+        assert len({*lanes.order[i].tolist(), *lanes.validation[i].tolist()}) == 50_000
+    np.testing.assert_array_equal(lanes.order[0], lanes.order[2])
+    assert (lanes.order[0] != lanes.order[1]).mean() > 0.99
+    assert abs(np.isin(lanes.validation[0], lanes.validation[1]).mean() - 1 / 3) < 0.02
+
+
+def test_a_vmapped_lane_sees_the_draws_of_the_lane_alone_bit_for_bit():
+    lanes = sweeps.make_lanes(range(3), HParams(), SHORT, len(SMALL.labels))
+
+    def draws(lane):
+        key = key_for(lane.seed, Purpose.SHUFFLE, 2, 5)
+        state = training.init_state(TRAINER, lane, 2)
+        noise = jax.random.normal(key_for(lane.seed, Purpose.NOISE, 2), (7,))
+        return state.params, training.epoch_order(key, lane.order, 77, 224), noise
+
+    many = jax.jit(jax.vmap(draws))(lanes)
+    for i in range(3):
+        one = jax.jit(draws)(jax.tree.map(lambda x, i=i: x[i], lanes))
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), many, one)
+
+
+@pytest.fixture(scope="module")
+def each_alone():
+    groups = [group("shrink_perturb", 0.5, 0.1, seeds=[seed], name=str(seed)) for seed in range(3)]
+    return train(groups)
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_lanes_together_give_the_results_of_each_alone(vectorize, devices, each_alone):
+    options = {"vectorize": vectorize, "devices": jax.devices()[:devices]}
+    together = train([group("shrink_perturb", 0.5, 0.1, name="all")], engine=options)
+    for round_ in (1, 2, 3):
+        for seed in range(3):
+            (result,), other = each_alone[str(seed), round_], together["all", round_][seed]
+            assert (other.epochs, other.stop_reason, other.seed) == (result.epochs, result.stop_reason, seed)
+            assert other.train_accuracy == pytest.approx(result.train_accuracy, abs=1e-6)
+            assert other.train_loss == pytest.approx(result.train_loss, rel=1e-4)
+            assert other.validation_accuracy == pytest.approx(result.validation_accuracy, abs=0.011)
+
+
+def test_the_edges_of_shrink_perturb_are_warm_start_and_random_init_bit_for_bit():
+    found = train(
+        [
+            group("warm_start", 1, 0),
+            group("random_init", 0, 1),
+            group("shrink_perturb", 1, 0),
+            group("shrink_perturb", 0, 1),
+            group("shrink_perturb", 0.5, 0.01),
+        ]
+    )
+    for round_ in (1, 2, 3):
+        assert found["warm_start_1_0", round_] == found["shrink_perturb_1_0", round_]
+        assert found["random_init_0_1", round_] == found["shrink_perturb_0_1", round_]
+    for other in ("random_init_0_1", "shrink_perturb_0.5_0.01"):
+        assert values(found["warm_start_1_0", 1]) == values(found[other, 1])  # nothing to restart from
+        assert values(found["warm_start_1_0", 2]) != values(found[other, 2])
+
+
+def test_random_init_forgets_the_rounds_before():
+    short = train([group("random_init", 0, 1)], arrivals=(60, 200))
+    other = train([group("random_init", 0, 1)], arrivals=(150, 200))
+    assert values(short["random_init_0_1", 2]) == values(other["random_init_0_1", 2])
+
+
+def test_a_restart_before_the_first_round_is_a_setting():
+    groups = [group("warm_start", 1, 0), group("shrink_perturb", 0.4, 0.1)]
+    off, on = (train(groups, arrivals=(60,), restart_first=first) for first in (False, True))
+    assert values(off["warm_start_1_0", 1]) == values(on["warm_start_1_0", 1])
+    assert values(off["shrink_perturb_0.4_0.1", 1]) == values(off["warm_start_1_0", 1])
+    assert values(on["shrink_perturb_0.4_0.1", 1]) != values(off["warm_start_1_0", 1])
+
+
+def test_other_settings_do_not_share_the_first_round():
+    found = train([group("warm_start", 1, 0), group("warm_start", 1, 0, learning_rate=0.001, name="slow")], (60,))
+    assert values(found["warm_start_1_0", 1]) != values(found["slow", 1])
+
+
+def test_results_say_what_happened():
+    found = train([group("warm_start", 1, 0)])
+    for round_, num_train in enumerate(ARRIVALS, 1):
+        for seed, result in enumerate(found["warm_start_1_0", round_]):
+            assert (result.seed, result.round, result.num_train, result.lanes) == (seed, round_, num_train, 3)
+            assert result.samples_seen == result.epochs * num_train > 0
+            assert result.stop_reason in ("threshold", "cap")
+            assert result.converged == (result.train_accuracy >= np.float32(0.9))
+            assert 0 <= result.validation_accuracy <= 1
+
+
+def test_one_compile_for_all_rounds_and_settings(caplog):
+    groups = [group("shrink_perturb", *pair) for pair in ((1, 0), (0.6, 0.01), (0, 1))]
+    engine = sweeps.Engine(TRAINER, SMALL, 3)
+    compiled = []
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for found in sweeps.run(engine, groups, (40, 80, 120, 160, 200)):
+            messages = [record.getMessage() for record in caplog.records]
+            compiled.append(sum(text.startswith("Compiling") and "on_device" in text for text in messages))
+            newest = (found.group.name, found.results[0].round)
+    assert newest == ("shrink_perturb_0_1", 5)
+    # initialise, begin without a restart, train, evaluate; the restart joins in round 2; then nothing more
+    assert compiled[:4] == [4, 4, 4, 5]
+    assert set(compiled[4:]) == {5}
+
+
+def test_a_diverging_lane_fails_alone():
+    lanes = group("warm_start", 1, 0).lanes
+    rates = np.float32([0.01, np.nan, 0.01])
+    mixed = sweeps.Group("mixed", MAKE["warm_start"], lanes.replace(hparams=lanes.hparams.replace(learning_rate=rates)))
+    found = train([mixed], arrivals=(60,))["mixed", 1]
+    sound = train([group("warm_start", 1, 0)], arrivals=(60,))["warm_start_1_0", 1]
+    assert found[1].stop_reason == "nan"
+    assert [found[0], found[2]] == [sound[0], sound[2]]
+
+
+def test_a_resumed_run_gives_what_an_undisturbed_one_gives(tmp_path):
+    groups = [group("warm_start", 1, 0), group("shrink_perturb", 0.5, 0.1), group("random_init", 0, 1)]
+    whole = train(groups)
+    engine = sweeps.Engine(TRAINER, SMALL, 3)
+    stopped = {}
+    for found in sweeps.run(engine, groups, ARRIVALS, store=Store(tmp_path)):
+        stopped[found.group.name, found.results[0].round] = [r._replace(seconds=0.0) for r in found.results]
+        if len(stopped) == 5:  # in the middle of round 2
+            break
+    resumed = train(groups, store=Store(tmp_path))
+    assert len(resumed) == 5  # four were saved: what is yielded is saved when the next is asked for
+    assert stopped | resumed == whole
+    assert train(groups, store=Store(tmp_path)) == {}
+    more = train(groups, arrivals=(*ARRIVALS[:2], 180), store=Store(tmp_path / "empty"))
+    assert len(more) == 9
+
+
+def test_chunks_reach_the_host(monkeypatch):
+    monkeypatch.setattr(sweeps, "CHUNK_SECONDS", 1e-6)  # an epoch each
+    seen = []
+    groups = [group("warm_start", 1, 0)]
+    found = train(groups, (60,), on_chunk=lambda g, r, p: seen.append((g.name, r, p.epoch.max(), p.stop_reason.copy())))
+    assert [epoch for _, _, epoch, _ in seen] == list(range(1, len(seen) + 1))
+    assert len(seen) == max(result.epochs for result in found["warm_start_1_0", 1])
+    assert (seen[0][3] == StopReason.RUNNING).all()
+    assert (seen[-1][3] != StopReason.RUNNING).all()
+    monkeypatch.undo()
+    assert train(groups, (60,)) == found
+
+
+def test_recalibrated_statistics_come_from_what_has_arrived():
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
+    images = Dataset(pixels, np.arange(90, dtype=np.int32) % 3, 3)
+    module = models.ResNet(3, width=4, stage_sizes=(1,))
+    model = models.from_module(module, images.inputs)
+    restart = restarts.make_restart(restarts.warm_start, statistics="recalibrate", model=model)
+    engine = sweeps.Engine(Trainer(model, training.adam, 16), images, 1)
+    lanes = sweeps.make_lanes([0], HParams(), SHORT, 90)
+    state = engine.init(engine.place(lanes))
+    progress = engine.begin(engine.place(lanes), state, restart, 2, 40)
+    seen = lanes.order[0][:40]
+    params = engine.fetch(state).params
+    stem = models.convolution(
+        models.scale_pixels(jnp.asarray(images.inputs[seen])), jnp.asarray(params["stem"]["kernel"][0])
+    )
+    batches = [np.asarray(stem[i : i + 16]).reshape(-1, 4) for i in (0, 16, 32)]
+    mean = np.average([b.mean(0) for b in batches], axis=0, weights=[16, 16, 8])
+    found = engine.fetch(progress.state).batch_stats["stem_norm"]["mean"][0]
+    np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-5)
