@@ -32,10 +32,9 @@ def model(settings: Settings, data: Dataset) -> Model:
     return models.from_module(modules[settings.model](**common), data.inputs)
 
 
-def engine(settings: Settings, data: Dataset) -> sweeps.Engine:
-    """The programs of these settings, one lane for each seed."""
-    trainer = training.Trainer(model(settings, data), _OPTIMIZERS[settings.optimizer], settings.batch_size)
-    return sweeps.Engine(trainer, data, settings.seeds)
+def trainer(settings: Settings, data: Dataset) -> training.Trainer:
+    """The static side of training."""
+    return training.Trainer(model(settings, data), _OPTIMIZERS[settings.optimizer], settings.batch_size)
 
 
 def groups(settings: Settings, network: Model, num_samples: int) -> dict[Cell, sweeps.Group]:

@@ -10,7 +10,7 @@ python -m experiments.run --resume --workdir=runs/…          goes on where a r
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import absl.logging
 import jax
@@ -20,6 +20,7 @@ from experiments import build, cli, progress, registry, report, results, setting
 from sp_jax import data, sweeps
 from sp_jax.checkpoint import Store
 from sp_jax.data import images
+from sp_jax.types import Dataset
 
 _D = settings.Settings()  # the defaults, for the help
 
@@ -80,13 +81,19 @@ def explicit_settings() -> dict:
     return found
 
 
+def load(name: str) -> Dataset:
+    """A data set from the folders that the flags name."""
+    images.data_folder(_DATA_DIR.value)
+    return data.load(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
+
+
 def train(job: workdir.Job, dataset) -> None:
     """Runs one experiment to its end, writing rows as rounds end, then its figures and report."""
     num_samples = len(dataset.labels)
     arrivals = job.experiment.arrivals(job.settings, data.arrival.num_training(num_samples))[: job.settings.rounds]
     workdir.write_config(job, arrivals)
     file = results.Results(job.folder / "results.csv")
-    engine = build.engine(job.settings, dataset)
+    engine = sweeps.Engine(build.trainer(job.settings, dataset), dataset, job.settings.seeds)
     groups = build.groups(job.settings, engine.trainer.model, num_samples)
     cells = {group.name: cell for cell, group in groups.items()}
     reporter = progress.Reporter(list(groups), arrivals)
@@ -121,29 +128,26 @@ def main(argv: Sequence[str]) -> None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, explicit_settings(), cli.WORKDIR.value, _RESUME.value)
-        images.data_folder(_DATA_DIR.value)
-        datasets = {}
+        datasets = {name: load(name) for name in dict.fromkeys(job.settings.dataset for job in jobs)}
         for job in jobs:
-            name = job.settings.dataset
-            if name not in datasets:
-                datasets[name] = data.load(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
-            job.experiment.arrivals(job.settings, data.arrival.num_training(len(datasets[name].labels)))
+            num_samples = len(datasets[job.settings.dataset].labels)
+            job.experiment.arrivals(job.settings, data.arrival.num_training(num_samples))
         for job in jobs:
             train(job, datasets[job.settings.dataset])
 
 
-def use_all_cores() -> None:
-    """Makes each CPU core a device of its own, so that lanes run side by side; unless the user has said otherwise."""
-    if jax.config.jax_num_cpu_devices <= 0 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+def start(main_: Callable[[Sequence[str]], None]) -> None:
+    """Starts a binary: each CPU core a device of its own, so that lanes run side by side; few words on the terminal."""
+    cores_are_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices <= 0 and not cores_are_set:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    logger = logging.getLogger("sp_jax")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    app.run(main_)
 
 
 if __name__ == "__main__":
-    use_all_cores()
-    logging.getLogger("sp_jax").addHandler(logging.StreamHandler())
-    logging.getLogger("sp_jax").setLevel(logging.INFO)
-    logging.getLogger("sp_jax").propagate = False
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    app.run(main)
+    start(main)

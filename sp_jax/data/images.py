@@ -156,7 +156,8 @@ def _decode(name, builder, split, files):
     except DataError:
         raise
     except Exception as error:  # the readers raise whatever their parts raise
-        damaged = next((path for path in files if not _readable(path)), files[0].parent)
+        unreadable = [path for path in files if not _readable(path)] or files
+        damaged = unreadable[0] if len(unreadable) == 1 else unreadable[0].parent
         raise DataError(
             f"damaged records of {name!r} in {damaged}: {_first_line(error)}; delete the folder and prepare it again"
         ) from error

@@ -1,0 +1,333 @@
+"""The real binaries on small settings: files, columns, resume, and one clear line for every mistake."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import registry, report, results, run, settings, summary
+
+ROOT = pathlib.Path(__file__).parents[1]
+COLUMNS = [
+    "experiment", "dataset", "model", "optimizer", "batch_size", "learning_rate", "weight_decay", "restart", "shrink",
+    "noise_scale", "seed", "round", "num_train", "epochs", "samples_seen", "converged", "stop_reason", "train_accuracy",
+    "train_loss", "validation_accuracy", "validation_loss", "seconds", "lanes",
+]  # fmt: skip
+TINY = {"hidden": "8", "seeds": 2, "rounds": 2, "max_epochs": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["tests"])
+
+
+def call(binary=run, **given):
+    with flagsaver.flagsaver(**given):
+        binary.main(["tests"])
+
+
+def fails(capsys, **given):
+    """The one line that a mistake gets."""
+    with pytest.raises(SystemExit) as stop:
+        call(**given)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in out + err
+    return line
+
+
+def read(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read(folder)]
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("online") / "run"
+    call(workdir=str(folder), **TINY)
+    return folder
+
+
+def test_a_run_writes_what_the_contract_lists(online):
+    rows = read(online)
+    assert list(rows[0]) == COLUMNS
+    assert len(rows) == 5 * 2 * 2
+    cells = [(row["restart"], row["shrink"], row["noise_scale"]) for row in rows]
+    assert list(dict.fromkeys(cells)) == [
+        ("warm_start", "1", "0"), ("random_init", "0", "1"), ("shrink_perturb", "0.8", "0.01"),
+        ("shrink_perturb", "0.6", "0.01"), ("shrink_perturb", "0.4", "0.1"),
+    ]  # fmt: skip
+    for row in rows:
+        assert (row["experiment"], row["dataset"], row["model"]) == ("online", "mixture", "mlp")
+        assert int(row["num_train"]) == 250 * int(row["round"])
+        assert int(row["samples_seen"]) == int(row["epochs"]) * int(row["num_train"])
+        assert row["lanes"] == "2"
+        assert row["converged"] == {"threshold": "true", "cap": "false"}[row["stop_reason"]]
+        assert 0 <= float(row["validation_accuracy"]) <= 1
+    config = json.loads((online / "config.json").read_text())
+    assert config["settings"]["max_epochs"] == 3
+    assert config["settings"]["patience"] == 100
+    assert config["arrivals"] == [250, 500]
+    assert {"jax", "flax", "optax", "python"} <= set(config["versions"])
+    assert (online / "figures" / "accuracy_and_cost.png").read_bytes().startswith(b"\x89PNG")
+    text = (online / "report.md").read_text()
+    assert "synthetic" in text
+    assert "figures/accuracy_and_cost.png" in text
+
+
+def test_two_phase_trains_on_half_then_on_all(tmp_path, capsys):
+    call(experiment="two_phase", workdir=str(tmp_path / "run"), **TINY)
+    assert sorted({int(row["num_train"]) for row in read(tmp_path / "run")}) == [2000, 4000]
+    out, err = capsys.readouterr()
+    assert "| random_init    | 0   | 1 " in out
+    assert "round 2 of 2, shrink_perturb λ=0.4 σ=0.1" in err
+    assert "min left" in err
+
+
+def test_every_restart_and_policy_runs(tmp_path):
+    call(
+        restart="noise_only,last_layer,warm_start,random_init,shrink_perturb", shrink=".5", noise_scale="1e-2,0",
+        statistics="recalibrate", optimizer_state="keep", noise="fresh", restart_first=True, optimizer="sgd",
+        weight_decay=0.001, activation="relu", init="flax", epochs=2, workdir=str(tmp_path / "run"), **TINY
+    )  # fmt: skip
+    rows = read(tmp_path / "run")
+    assert {row["stop_reason"] for row in rows} == {"fixed"}
+    assert {(row["restart"], row["shrink"], row["noise_scale"]) for row in rows} == {
+        ("noise_only", "1", "1e-2"), ("noise_only", "1", "0"), ("last_layer", ".5", "1e-2"), ("last_layer", ".5", "0"),
+        ("warm_start", "1", "0"), ("random_init", "0", "1"),
+        ("shrink_perturb", ".5", "1e-2"), ("shrink_perturb", ".5", "0"),
+    }  # fmt: skip
+
+
+def test_several_experiments_have_a_folder_each(tmp_path):
+    call(experiment="online,two_phase", restart="warm_start", workdir=str(tmp_path / "runs"), **TINY)
+    assert len(read(tmp_path / "runs" / "online")) == len(read(tmp_path / "runs" / "two_phase")) == 4
+    call(report, workdir=str(tmp_path / "runs"))
+
+
+def test_a_small_resnet_goes_through_the_same_engine(tmp_path, monkeypatch):
+    from experiments import build
+    from sp_jax import data, models
+    from sp_jax.types import Dataset
+
+    rng = np.random.default_rng(0)
+    images = Dataset(rng.integers(0, 256, (90, 8, 8, 3), np.uint8), (np.arange(90) % 3).astype(np.int32), 3, "tiny")
+    monkeypatch.setattr(data, "load", lambda *_, **__: images)
+    full = models.ResNet
+    monkeypatch.setattr(build.models, "ResNet", lambda *a, **k: full(*a, **k, stage_sizes=(1, 1)))
+    call(model="resnet18", width=4, batch_size=16, statistics="keep", precision="bfloat16", workdir=str(tmp_path / "r"),
+         **{**TINY, "seeds": 1, "max_epochs": 1})  # fmt: skip
+    assert [row["num_train"] for row in read(tmp_path / "r")][:6:5] == ["4", "8"]
+
+
+def test_resume_gives_the_rows_of_an_undisturbed_run(online, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    whole = results.Results.append
+
+    def interrupted(self, rows):
+        whole(self, rows)
+        if len(self._written) >= 12:  # in the middle of the second round
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.Results, "append", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        call(workdir=str(folder), **TINY)
+    assert stop.value.code == 130
+    assert f"--resume --workdir={folder}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert len(read(folder)) == 12
+    with open(folder / "results.csv", "a") as file:
+        file.write("online,mixture,ml")  # a row that was not written to its end
+    call(workdir=str(folder), resume=True)
+    assert untimed(folder) == untimed(online)
+    before = (folder / "results.csv").read_bytes()
+    call(workdir=str(folder), resume=True)  # complete: nothing to do
+    assert (folder / "results.csv").read_bytes() == before
+
+
+def test_resume_may_ask_for_more_rounds(online, tmp_path):
+    folder = tmp_path / "run"
+    call(workdir=str(folder), **{**TINY, "rounds": 1})
+    call(workdir=str(folder), resume=True, rounds=2)
+    assert untimed(folder) == untimed(online)
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "half-made"])
+def test_resume_without_a_run_starts_from_the_beginning(tmp_path, state):
+    folder = tmp_path / "run"
+    given = {"restart": "warm_start", **TINY}
+    if state != "missing":
+        folder.mkdir()
+    if state == "half-made":
+        made = {"experiment": "online", "settings": {**TINY, "hidden": [8], "restart": ["warm_start"]}}
+        (folder / "config.json").write_text(json.dumps(made))
+        given = {}
+    call(workdir=str(folder), resume=True, **given)
+    assert len(read(folder)) == 4
+
+
+WRONG = [
+    ({"experiment": "onlin"}, "unknown --experiment=onlin; did you mean 'online'?"),
+    ({"experiment": ","}, "--experiment is an empty list"),
+    ({"preset": "fast"}, "unknown --preset=fast"),
+    ({"dataset": "cifar01"}, "unknown data set 'cifar01'; did you mean 'cifar10'?"),
+    ({"dataset": "../x"}, "is no name of a data set"),
+    ({"model": "resnet"}, "unknown --model=resnet; did you mean 'resnet18'?"),
+    ({"optimizer": "adan"}, "unknown --optimizer=adan; did you mean 'adam'?"),
+    ({"activation": "thanh"}, "did you mean 'tanh'?"),
+    ({"init": "keras"}, "unknown --init=keras"),
+    ({"precision": "fp8"}, "unknown --precision=fp8"),
+    ({"statistics": "rest"}, "did you mean 'reset'?"),
+    ({"optimizer_state": "kept"}, "did you mean 'keep'?"),
+    ({"noise": "gauss"}, "did you mean 'gaussian'?"),
+    ({"restart": "warmstart"}, "unknown --restart=warmstart; did you mean 'warm_start'?"),
+    ({"restart": ""}, "--restart is an empty list"),
+    ({"shrink": "1.1"}, "--shrink=1.1 is out of range: λ must lie in [0, 1]"),
+    ({"shrink": "-0.1"}, "--shrink=-0.1 is out of range"),
+    ({"shrink": "nan"}, "--shrink=nan is out of range"),
+    ({"shrink": "half"}, "--shrink=half is no number"),
+    ({"shrink": " , "}, "--shrink is an empty list"),
+    ({"noise_scale": "-1"}, "--noise_scale=-1 is out of range: σ must be finite and >= 0"),
+    ({"noise_scale": "0.1,inf"}, "--noise_scale=inf is out of range"),
+    ({"noise_scale": "NaN"}, "--noise_scale=NaN is out of range"),
+    ({"noise_scale": ""}, "--noise_scale is an empty list"),
+    ({"train_accuracy": 1.01}, "--train_accuracy is a fraction: it must lie in (0, 1], got 1.01"),
+    ({"train_accuracy": 99.0}, "--train_accuracy is a fraction"),
+    ({"train_accuracy": float("nan")}, "--train_accuracy is a fraction"),
+    ({"seeds": 0}, "--seeds must be positive, got 0"),
+    ({"seeds": -1}, "--seeds must be positive, got -1"),
+    ({"rounds": 0}, "--rounds must be positive"),
+    ({"batch_size": -128}, "--batch_size must be positive"),
+    ({"width": 0}, "--width must be positive"),
+    ({"learning_rate": 0.0}, "--learning_rate must be positive"),
+    ({"learning_rate": float("nan")}, "--learning_rate must be positive"),
+    ({"weight_decay": -0.1}, "--weight_decay must be at least 0"),
+    ({"patience": 0}, "--patience must be positive"),
+    ({"max_epochs": 0}, "--max_epochs must be positive"),
+    ({"epochs": 0}, "--epochs must be positive"),
+    ({"hidden": "100,x"}, "--hidden must be whole numbers"),
+    ({"hidden": "100,0"}, "--hidden must be positive layer sizes"),
+    ({"samples_per_round": 0}, "--samples_per_round must be positive"),
+    ({"samples_per_round": 4001}, "between 1 and the 4,000 training samples, got 4,001"),
+    ({"experiment": "two_phase", "samples_per_round": 5}, "--samples_per_round does not fit two_phase"),
+    ({"data_dir": "/no/where"}, "--data_dir '/no/where' is not a folder"),
+    ({"resume": True, "workdir": None}, "--resume needs --workdir"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG, ids=[str(given) for given, _ in WRONG])
+def test_a_mistake_gets_one_clear_line_and_writes_nothing(tmp_path, capsys, given, message):
+    assert message in fails(capsys, **{"workdir": str(tmp_path / "run"), **given})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_run_is_left_alone(online, capsys, tmp_path):
+    before = {path: path.read_bytes() for path in online.rglob("*") if path.is_file()}
+    assert "holds the results of another run; add --resume" in fails(capsys, workdir=str(online))
+    line = fails(capsys, workdir=str(online), resume=True, learning_rate=0.5)
+    assert "has learning_rate=0.001, not 0.5" in line
+    line = fails(capsys, workdir=str(online), resume=True, restart="warm_start")
+    assert "has restart=warm_start,random_init,shrink_perturb, not warm_start" in line
+    line = fails(capsys, workdir=str(online), resume=True, preset="paper")
+    assert "has dataset=mixture, not cifar10" in line
+    assert "holds a run of online, not of two_phase" in fails(
+        capsys, workdir=str(online), resume=True, experiment="two_phase"
+    )
+    assert {path: path.read_bytes() for path in online.rglob("*") if path.is_file()} == before
+    (tmp_path / "file").write_text("")
+    assert "is a file; name a folder" in fails(capsys, workdir=str(tmp_path / "file"))
+
+
+def test_damaged_files_of_a_run_are_named(online, capsys, tmp_path):
+    config = (online / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config[:50])
+    assert "config.json is damaged" in fails(capsys, workdir=str(tmp_path), resume=True)
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    assert "has other columns than this program writes" in fails(capsys, workdir=str(tmp_path), resume=True)
+    (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\n" + ",".join("x" * len(COLUMNS)) + "\n")
+    assert "results.csv is damaged in row 1" in fails(capsys, binary=report, workdir=str(tmp_path))
+
+
+def test_report_needs_a_run(tmp_path, capsys):
+    assert "there is no" in fails(capsys, binary=report, workdir=str(tmp_path))
+    assert "--workdir is missing" in fails(capsys, binary=report)
+    with pytest.raises(SystemExit), flagsaver.flagsaver(workdir=str(tmp_path)):
+        run.main(["run", "0.6"])
+    assert "unexpected argument '0.6'" in capsys.readouterr().err
+
+
+def test_a_report_copes_with_missing_rows(online, tmp_path):
+    rows = results.read(online / "results.csv")
+    for kept in (rows[:1], rows[:7], [row for row in rows if row["restart"] != "random_init"], rows[::3]):
+        assert len(summary.table(kept).splitlines()) >= 3
+        for figure in {e.figure for e in registry.EXPERIMENTS.values()}:
+            assert all(path.exists() for path in getattr(report.plotting, figure)(kept, tmp_path))
+
+
+def test_many_cells_get_a_figure_for_each_noise_scale(online, tmp_path):
+    rows = results.read(online / "results.csv")
+    grid = [row | {"shrink": f"0.{i}", "noise_scale": s} for row in rows[-2:] for i in range(5) for s in ("0", "0.1")]
+    paths = report.plotting.rounds(rows[:4] + grid, tmp_path)
+    assert [path.name for path in paths] == [
+        "accuracy_and_cost_noise_scale_0.png", "accuracy_and_cost_noise_scale_0.1.png",
+    ]  # fmt: skip
+
+
+def test_the_grid_is_the_product_of_the_flags():
+    cells = settings.Settings(shrink=("0.2", ".4"), noise_scale=("1e-2",), restart=("shrink_perturb",)).cells()
+    assert cells == (("shrink_perturb", "0.2", "1e-2"), ("shrink_perturb", ".4", "1e-2"))
+    assert settings.Settings(shrink=("0.2",), restart=("shrink_perturb",)).pairs == (("0.2", "0.01"),)
+    assert settings.parse_list("--shrink", "0.6, 0.6,.6") == ("0.6", ".6")
+
+
+def test_settings_survive_json():
+    original = settings.Settings(shrink=("0.20",), hidden=(7, 8), rounds=3)
+    assert settings.Settings.from_json(json.loads(json.dumps(original.to_json()))) == original
+
+
+def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(run, "train", lambda job, _: jobs.append(job))
+    monkeypatch.setattr(run.data, "load", lambda *_, **__: type("Fake", (), {"labels": range(50_000)}))
+    call(experiment="online,two_phase", preset="paper", workdir=str(tmp_path / "a"))
+    call(experiment="online", preset="paper", model="mlp", seeds=1, workdir=str(tmp_path / "b"))
+    for job in jobs[:2]:
+        s = job.settings
+        assert (s.dataset, s.model, s.width, s.init, s.optimizer) == ("cifar10", "resnet18", 16, "torch", "adam")
+        assert (s.learning_rate, s.batch_size, s.seeds, s.train_accuracy) == (0.001, 128, 5, 0.99)
+    assert jobs[0].experiment.arrivals(jobs[0].settings, 33_333) == (*range(1_000, 33_001, 1_000), 33_333)
+    assert (jobs[2].settings.model, jobs[2].settings.seeds, jobs[2].settings.activation) == ("mlp", 1, "relu")
+
+
+def test_the_list(capsys):
+    call(list=True)
+    out = capsys.readouterr().out
+    assert all(name in out for name in registry.EXPERIMENTS)
+
+
+def test_the_binary_as_a_user_types_it(tmp_path):
+    command = [sys.executable, "-m", "experiments.run", f"--workdir={tmp_path / 'run'}"]
+    wrong = subprocess.run([*command, "--shrink=2"], capture_output=True, text=True, cwd=ROOT)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: --shrink=2 is out of range: λ must lie in [0, 1]\n"
+    right = subprocess.run(
+        [*command, "--restart=warm_start", "--seeds=2", "--rounds=1", "--max_epochs=2"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert right.returncode == 0, right.stderr
+    assert "| warm_start | 1 | 0 |" in right.stdout
+    assert len(right.stderr.splitlines()) == 1
