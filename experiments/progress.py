@@ -22,11 +22,13 @@ class Reporter:
         self._arrivals = arrivals
         self._round = dict.fromkeys(cells, 0)  # the newest finished one
         self._epochs = {}  # in it, mean over the lanes
-        self._work = 0.0  # lane-samples visited in this process
+        self._work = 0.0  # samples visited in this process, mean over the lanes
+        self._partial = 0.0  # of them in the round that is running
         self._start = self._said = time.monotonic()
 
     def chunk(self, cell: Cell, round_: int, progress: Progress) -> None:
         """A chunk of a round has ended; `progress` is [L]."""
+        self._partial = float(np.mean(progress.epoch)) * self._arrivals[round_ - 1]
         if not self._terminal and time.monotonic() - self._said < QUIET_SECONDS:
             return
         running = int(np.sum(progress.stop_reason == StopReason.RUNNING))
@@ -37,12 +39,13 @@ class Reporter:
             passing=True,
         )
 
-    def finished(self, cell: Cell, results: Sequence[RoundResult], *, trained: bool = True) -> None:
-        """A group has finished a round; `trained` is False where its results were shared or restored."""
+    def finished(self, cell: Cell, results: Sequence[RoundResult], *, trained: bool) -> None:
+        """A group has finished a round; `trained` is False where it shares another group's."""
         first = results[0]
         self._round[cell] = first.round
         self._epochs[cell] = float(np.mean([result.epochs for result in results]))
-        self._work += trained * sum(result.samples_seen for result in results) / len(results)
+        self._work += trained * self._epochs[cell] * first.num_train
+        self._partial = 0.0
         accuracy = 100 * float(np.mean([result.validation_accuracy for result in results]))
         self._say(
             f"{self._where(cell, first.round)}: validation accuracy {accuracy:.1f} %, {self._epochs[cell]:.1f} epochs, "
@@ -62,16 +65,19 @@ class Reporter:
 
     def _left(self) -> str:
         """Remaining rounds at the last round's number of epochs, at the speed so far."""
-        if not self._work:
+        done = self._work + self._partial
+        if not self._epochs or not done:
             return ""
         usual = float(np.mean(list(self._epochs.values())))
         work = sum(
             self._epochs.get(cell, usual) * num_visible
-            for cell, done in self._round.items()
-            for num_visible in self._arrivals[done:]
+            for cell, finished in self._round.items()
+            for num_visible in self._arrivals[finished:]
         )
-        minutes, seconds = divmod(round(work * (time.monotonic() - self._start) / self._work), 60)
-        return f"; about {minutes}:{seconds:02d} min left" if work else ""
+        if not work:
+            return ""
+        seconds = max(0.0, work - self._partial) * (time.monotonic() - self._start) / done
+        return "; about {}:{:02d} min left".format(*divmod(round(seconds), 60))
 
     def _say(self, text, *, passing):
         self._said = time.monotonic()

@@ -106,10 +106,10 @@ def train(job: workdir.Job, dataset) -> None:
         on_chunk=lambda group, round_, chunk: reporter.chunk(cells[group.name], round_, chunk),
     )
     try:
-        for group, finished in rounds:
+        for group, finished, trained in rounds:
             cell = cells[group.name]
             file.append(results.rows(job.experiment.name, job.settings, cell, finished))
-            reporter.finished(cell, finished)
+            reporter.finished(cell, finished, trained=trained)
     except KeyboardInterrupt:
         reporter.close()
         print(f"stopped; go on with: python -m experiments.run --resume --workdir={job.folder}", file=sys.stderr)

@@ -220,17 +220,21 @@ class Engine:
 
     def _restart_lane(self, restart):
         def begin(lane, active, state, data, round_, num_visible):
-            size = self.trainer.batch_size
-            count = min(RECALIBRATION_BATCHES * size, lane.order.shape[0] // size * size) or lane.order.shape[0]
-            shape = (-1, min(size, count))
-            inputs = data.inputs[lane.order[:count].reshape(shape)]
-            masks = (jnp.arange(count) < num_visible).reshape(shape)
             fresh = training.init_state(self.trainer, lane, round_)
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
-            return Progress.start(restart(key, state, fresh, **hparams, batches=(inputs, masks)), active=active)
+            batches = self._first_batches(lane, data, num_visible)  # dropped by the compiler where they are not used
+            return Progress.start(restart(key, state, fresh, **hparams, batches=batches), active=active)
 
         return begin
+
+    def _first_batches(self, lane, data, num_visible):
+        """Inputs [K, B, ...] and masks [K, B] of the samples that arrived first."""
+        size = min(self.trainer.batch_size, lane.order.shape[0])
+        shape = (min(RECALIBRATION_BATCHES, lane.order.shape[0] // size), size)
+        count = shape[0] * shape[1]
+        inputs = data.inputs[lane.order[:count].reshape(shape)]
+        return inputs, (jnp.arange(count) < num_visible).reshape(shape)
 
     def _train_lane(self, lane, progress, data, round_, num_visible, epoch_limit):
         return training.train_round(self.trainer, lane, data, progress, round_, num_visible, epoch_limit)
@@ -244,6 +248,7 @@ class Finished(NamedTuple):
 
     group: Group
     results: list[RoundResult]  # [L]
+    trained: bool  # False where it shares the first round of a group that was trained
 
 
 def run(
@@ -277,32 +282,35 @@ def run(
     placed = {group.name: engine.place(group.lanes) for group in groups}
     if store is not None:
         states, done = _restore(engine, groups, store)
-    shared: dict[bytes, tuple] = {}
     for round_, num_visible in enumerate(arrivals, 1):
+        restarting = round_ > 1 or restart_first
+        finished = {}  # by what a round depends on: the first one may be shared, the others never are
         for group in groups:
             if done[group.name] >= round_:
                 continue
-            lanes = placed[group.name]
-            start, compiled = time.monotonic(), engine.compile_seconds
-            alike = None if round_ > 1 or restart_first else _first_round(group)
-            if alike in shared:
-                state, results = shared[alike]
-            else:
+            alike = group.name if restarting else _first_round(group)
+            trained = alike not in finished
+            if trained:
+                lanes = placed[group.name]
                 state = states.pop(group.name) if round_ > 1 else engine.init(lanes)
-                restart = group.restart if round_ > 1 or restart_first else restarts.no_restart
-                progress = engine.begin(lanes, state, restart, round_, num_visible)
-                report = on_chunk and (lambda progress, g=group, r=round_: on_chunk(g, r, progress))
-                progress = engine.train(lanes, progress, round_, num_visible, report)
-                evaluation = engine.fetch(engine.evaluate(lanes, progress.state))
-                seconds = time.monotonic() - start - (engine.compile_seconds - compiled)
-                summary = engine.fetch(progress.replace(state=None))
-                state, results = progress.state, _results(group, round_, num_visible, summary, evaluation, seconds)
-                if alike is not None:
-                    shared[alike] = state, results
-            states[group.name] = state
-            yield Finished(group, results)
+                restart = group.restart if restarting else restarts.no_restart
+                finished[alike] = _train_round(engine, group, lanes, state, restart, round_, num_visible, on_chunk)
+            states[group.name], results = finished[alike]
+            yield Finished(group, results, trained)
             if store is not None:
-                store.save(group.name, round_, engine.fetch(state))
+                store.save(group.name, round_, engine.fetch(states[group.name]))
+
+
+def _train_round(engine, group, lanes, state, restart, round_, num_visible, on_chunk):
+    """The state after the round and its results."""
+    report = on_chunk and (lambda progress: on_chunk(group, round_, progress))
+    start, compiled = time.monotonic(), engine.compile_seconds
+    progress = engine.begin(lanes, state, restart, round_, num_visible)
+    progress = engine.train(lanes, progress, round_, num_visible, report)
+    evaluation = engine.fetch(engine.evaluate(lanes, progress.state))
+    seconds = time.monotonic() - start - (engine.compile_seconds - compiled)
+    summary = engine.fetch(progress.replace(state=None))
+    return progress.state, _results(group, round_, num_visible, summary, evaluation, seconds)
 
 
 def _restore(engine, groups, store):
