@@ -7,6 +7,7 @@ set, need TensorFlow. Images are decoded once: later starts map the decoded arra
 import contextlib
 import difflib
 import importlib.util
+import io
 import logging
 import os
 import pathlib
@@ -43,8 +44,10 @@ def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None
     """
     folder = data_folder(data_dir)
     builder = _builder(name, folder)
-    _check_features(name, builder.info.features)
-    if not builder.is_prepared():
+    with _quiet_tfds():
+        _check_features(name, builder.info.features)
+        prepared = builder.is_prepared()
+    if not prepared:
         builder = _prepare(name, folder)
     split = builder.info.splits.get("train")
     if split is None:
@@ -91,11 +94,12 @@ def _builder(name, folder):
 
 @contextlib.contextmanager
 def _quiet_tfds():
-    """Keeps TFDS's warnings about what it did not find to itself: errors say it better."""
+    """Keeps TFDS's warnings and banners about what it did not find to itself: errors say it better."""
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         absl.logging.set_verbosity(verbosity)
 
