@@ -14,11 +14,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import build, cli, run
+from experiments import build, cli, options
 from experiments.settings import Settings
 from sp_jax import data, restarts, sweeps, training
 from sp_jax.types import Dataset, HParams
 
+flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(options)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each, in turn; their median is printed.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Batches in one measurement; 0: about two seconds' worth.", lower_bound=0)
 
@@ -67,8 +69,8 @@ def step_rate(settings: Settings, dataset: Dataset):
 def main(argv: Sequence[str]) -> None:
     """Measures in turn and prints medians and their ratio."""
     with cli.one_line_errors(argv):
-        settings = Settings(**run.explicit_settings())
-        dataset = run.load(settings.dataset)
+        settings = Settings(**options.settings())
+        dataset = options.dataset(settings.dataset)
         cores = len(jax.devices())
         measured = {"one jitted step at a time": step_rate(settings, dataset)}
         measured["one lane in the engine"] = engine_rate(settings, dataset, 1)
@@ -90,4 +92,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    cli.start(main)

@@ -6,10 +6,12 @@ python -m experiments.report --workdir=runs/online-20260101-120000
 import pathlib
 from collections.abc import Sequence
 
-from absl import app
+from absl import flags
 
 from experiments import cli, plotting, registry, results, summary, workdir
 from experiments.settings import Settings, UsageError
+
+flags.adopt_module_key_flags(cli)
 
 
 def write(folder: pathlib.Path) -> str:
@@ -68,4 +70,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.start(main)

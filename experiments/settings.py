@@ -38,35 +38,44 @@ class Cell(NamedTuple):
         return f"{self.restart}_{self.shrink}_{self.noise_scale}"
 
 
+def _flag(default, meaning):
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every setting of one experiment; each field is a flag of the same name, with its unit in its help."""
+    """Every setting of one experiment; each field is a flag of the same name, and says what it means."""
 
-    dataset: str = "mixture"
-    model: str = "mlp"
-    width: int = 16
-    hidden: tuple[int, ...] = (100, 100)
-    activation: str = "tanh"
-    init: str = "torch"
-    optimizer: str = "adam"
-    learning_rate: float = 0.001
-    batch_size: int = 128
-    weight_decay: float = 0.0
-    precision: str = "float32"
-    restart: tuple[str, ...] = ("warm_start", "random_init", "shrink_perturb")
-    shrink: tuple[str, ...] | None = None
-    noise_scale: tuple[str, ...] | None = None
-    noise: str = "gaussian"
-    statistics: str = "reset"
-    optimizer_state: str = "reset"
-    restart_first: bool = False
-    seeds: int = 5
-    samples_per_round: int | None = None
-    rounds: int | None = None
-    train_accuracy: float = 0.99
-    patience: int = 100
-    max_epochs: int = 1000
-    epochs: int | None = None
+    dataset: str = _flag("mixture", "mixture (synthetic, embedded) or a TFDS set of images: cifar10, svhn_cropped, ….")
+    model: str = _flag("mlp", f"One of {', '.join(MODELS)}.")
+    width: int = _flag(16, "ResNet: channels of the first stage; 64 is the standard, 16 the authors' own.")
+    hidden: tuple[int, ...] = _flag((100, 100), "MLP: sizes of the hidden layers, with commas.")
+    activation: str = _flag("tanh", f"MLP: one of {', '.join(ACTIVATIONS)}.")
+    init: str = _flag("torch", "Initialisation, and so the noise: torch (the paper's) or flax.")
+    optimizer: str = _flag("adam", f"One of {', '.join(OPTIMIZERS)}.")
+    learning_rate: float = _flag(0.001, "η, per step.")
+    batch_size: int = _flag(128, "Samples a step.")
+    weight_decay: float = _flag(0.0, "Coupled L2: times θ, added to the gradient.")
+    precision: str = _flag("float32", f"Of matrix products and convolutions: one of {', '.join(PRECISIONS)}.")
+    restart: tuple[str, ...] = _flag(
+        ("warm_start", "random_init", "shrink_perturb"), f"Any of {', '.join(RESTARTS)}, with commas."
+    )
+    shrink: tuple[str, ...] | None = _flag(
+        None,
+        "λ in [0, 1], with commas; the grid is the product with --noise_scale (alone: σ = 0.01). Default three pairs.",
+    )
+    noise_scale: tuple[str, ...] | None = _flag(None, "σ >= 0, with commas; alone: λ = 0.6.")
+    noise: str = _flag("gaussian", "Of noise_only: gaussian (N(0, σ²)) or fresh (σ times a fresh network).")
+    statistics: str = _flag("reset", f"What becomes of BatchNorm's at a restart: one of {', '.join(STATISTICS)}.")
+    optimizer_state: str = _flag("reset", f"What becomes of it at a restart: one of {', '.join(OPTIMIZER_STATES)}.")
+    restart_first: bool = _flag(False, "Restart before the first round too, as the authors' program does.")
+    seeds: int = _flag(5, "How many; each has its own validation third, order of arrival and networks.")
+    samples_per_round: int | None = _flag(None, "k, arriving in a round. Default 1000, or 1/16 of a small data set.")
+    rounds: int | None = _flag(None, "Only the first so many.")
+    train_accuracy: float = _flag(0.99, "A round has converged at this training accuracy, a fraction.")
+    patience: int = _flag(100, "A round ends after so many epochs without 0.1 points of training accuracy.")
+    max_epochs: int = _flag(1000, "A round ends after so many epochs.")
+    epochs: int | None = _flag(None, "Train exactly so many epochs a round instead of to convergence.")
 
     def __post_init__(self):
         """Raises a `UsageError` for a value that makes no sense."""
