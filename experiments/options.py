@@ -47,5 +47,6 @@ def dataset(name: str) -> Dataset:
     Raises:
       DataError: it cannot be had.
     """
-    images.data_folder(_DATA_DIR.value)
+    if _DATA_DIR.value is not None:
+        images.data_folder(_DATA_DIR.value)  # a mistake here is one, whatever the data set
     return data.load(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)

@@ -39,12 +39,13 @@ def write(folder: pathlib.Path) -> str:
 
 def _report(config, experiment, rows, table, figures):
     settings = Settings.from_json(config["settings"])
+    typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     wanted, done = len(settings.cells()) * settings.seeds * len(config["arrivals"]), len(rows)
     synthetic = " The data are synthetic." if settings.dataset == "mixture" else ""
     lines = [
         f"# {experiment.name} ({experiment.paper})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
-        f"`{' '.join(['python -m experiments.run', *config['command'][1:]])}`",
+        f"`{' '.join(['python -m experiments.run', *typed])}`",
         table,
         "Mean ± sample deviation over the seeds; samples visited are the cost that depends on no machine, in brackets "
         "as a ratio to random init.",

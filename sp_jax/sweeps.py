@@ -131,6 +131,8 @@ class Engine:
         self.mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
         self.data = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
         self._padding = -num_lanes % len(devices)
+        real = np.arange(num_lanes + self._padding) < num_lanes
+        self._active = jax.device_put(real, NamedSharding(self.mesh, PartitionSpec("lanes")))
         self._rate = 0.0  # lane-samples/s, as last measured
         self._restarts: dict[restarts.Restart, Program] = {}
         self._init = self._program(self._init_lane)
@@ -204,10 +206,6 @@ class Engine:
     def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
         """Each lane on its validation samples."""
         return self._evaluate((lanes, state), self.data)
-
-    @property
-    def _active(self):
-        return self.place(np.ones(self.num_lanes, bool)).at[self.num_lanes :].set(False)
 
     def _program(self, function, **options):
         return Program(function, self.mesh, vectorize=self.vectorize, **options)

@@ -1,0 +1,85 @@
+"""What is written is true: docstring examples run, the README's code runs, every public name is documented."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import sp_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = ["sp_jax", *(m.name for m in pkgutil.walk_packages(sp_jax.__path__, "sp_jax."))]
+ORDER = ["types", "random", "transforms", "restarts", "data", "models", "training", "checkpoint", "sweeps"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    assert doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_there_are_docstring_examples():
+    finder = doctest.DocTestFinder()
+    found = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
+    assert len(found) >= 5
+
+
+def test_the_readmes_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readmes_links_and_flags_exist():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (ROOT / path).exists(), path
+    from experiments.settings import Settings
+
+    known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "repeats", "steps"}
+    known |= set(Settings.__dataclass_fields__)
+    assert set(re.findall(r"--(\w+)", text)) <= known
+
+
+@pytest.mark.parametrize("name", sp_jax.__all__)
+def test_public_names_are_documented(name):
+    value = getattr(sp_jax, name)
+    assert inspect.getdoc(value)
+    if inspect.isfunction(value):
+        words = inspect.getdoc(value)
+        assert "Returns:" in words
+        for parameter in inspect.signature(value).parameters:
+            assert re.search(rf"\b{parameter}\b", words), parameter
+
+
+def test_options_are_keyword_only():
+    for name in ("shrink_perturb", "shrink", "perturb", "make_restart"):
+        for parameter in inspect.signature(getattr(sp_jax, name)).parameters.values():
+            assert parameter.default is inspect.Parameter.empty or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_imports_run_one_way():
+    for path in (ROOT / "sp_jax").rglob("*.py"):
+        room = path.relative_to(ROOT / "sp_jax").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                parts = name.split(".")
+                assert parts[0] != "experiments", path
+                if parts[0] == "sp_jax":
+                    assert ORDER.index(parts[1]) <= ORDER.index(room), f"{path} imports {name}"
+    for leaf in ("models", "data"):
+        text = "".join(p.read_text() for p in (ROOT / "sp_jax" / leaf).rglob("*.py"))
+        used = set(re.findall(r"from sp_jax\.?(\w*) import|from sp_jax import (\w+)", text))
+        assert {a or b for a, b in used} <= {leaf, "types", "random"}
