@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments import build, cli, options
-from experiments.settings import Settings
+from experiments.settings import Settings, UsageError
 from sp_jax import data, restarts, sweeps, training
 from sp_jax.types import Dataset, HParams
 
@@ -77,6 +77,8 @@ def main(argv: Sequence[str]) -> None:
         if cores > 1:
             measured[f"{cores} lanes on {cores} devices"] = engine_rate(settings, dataset, cores)
         most = data.arrival.num_training(len(dataset.labels)) // settings.batch_size - 1
+        if most < 1:
+            raise UsageError(f"--batch_size={settings.batch_size} leaves no two batches of the training samples")
         rate = [measure(min(4, most)) for measure in measured.values()][-1]  # compiles everything
         steps = max(1, min(most, _STEPS.value or int(2 * rate / settings.batch_size)))
         rates = {name: [] for name in measured}

@@ -11,6 +11,7 @@ import jax
 from absl import app, flags
 
 from experiments.settings import UsageError
+from sp_jax.checkpoint import CheckpointError
 from sp_jax.data import DataError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; experiments.run makes runs/<experiment>-<time>.")
@@ -23,7 +24,7 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
         if len(argv) > 1:
             raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --, lists have no spaces")
         yield
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -33,6 +34,8 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
     cores_are_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices <= 0 and not cores_are_set:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # λ on a terminal that cannot show it
     logger = logging.getLogger("sp_jax")
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,16 +15,26 @@ QUIET_SECONDS = 30.0  # after so long without a finished round, a log says where
 class Reporter:
     """Follows the groups of one experiment through the rounds and estimates the time left."""
 
-    def __init__(self, cells: Sequence[Cell], arrivals: Sequence[int], stream=None):
-        """Says nothing yet; `stream` is standard error by default."""
+    def __init__(self, done: Mapping[Cell, int], arrivals: Sequence[int], stream=None):
+        """Says nothing yet; `done` are the rounds that each cell has finished before, `stream` standard error."""
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._arrivals = arrivals
-        self._round = dict.fromkeys(cells, 0)  # the newest finished one
-        self._epochs = {}  # in it, mean over the lanes
+        self._round = dict(done)
+        self._epochs = {}  # of the newest round, mean over the lanes
         self._work = 0.0  # samples visited in this process, mean over the lanes
-        self._partial = 0.0  # of them in the round that is running
-        self._start = self._said = time.monotonic()
+        self._seconds = 0.0  # that it took, compiling left out
+        self._partial = 0.0  # samples visited in the round that is running
+        self._said = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Clears the line that changes."""
+        if self._terminal:
+            self._stream.write("\r\033[K")
+            self._stream.flush()
 
     def chunk(self, cell: Cell, round_: int, progress: Progress) -> None:
         """A chunk of a round has ended; `progress` is [L]."""
@@ -45,6 +55,7 @@ class Reporter:
         self._round[cell] = first.round
         self._epochs[cell] = float(np.mean([result.epochs for result in results]))
         self._work += trained * self._epochs[cell] * first.num_train
+        self._seconds += trained * first.seconds
         self._partial = 0.0
         accuracy = 100 * float(np.mean([result.validation_accuracy for result in results]))
         self._say(
@@ -53,20 +64,13 @@ class Reporter:
             passing=self._terminal,
         )
 
-    def close(self) -> None:
-        """Clears the line that changes."""
-        if self._terminal:
-            self._stream.write("\r\033[K")
-            self._stream.flush()
-
     def _where(self, cell, round_):
         name = f"{cell.restart} λ={cell.shrink} σ={cell.noise_scale}"
         return f"round {round_} of {len(self._arrivals)}, {name}"
 
     def _left(self) -> str:
         """Remaining rounds at the last round's number of epochs, at the speed so far."""
-        done = self._work + self._partial
-        if not self._epochs or not done:
+        if not self._work:
             return ""
         usual = float(np.mean(list(self._epochs.values())))
         work = sum(
@@ -76,7 +80,7 @@ class Reporter:
         )
         if not work:
             return ""
-        seconds = max(0.0, work - self._partial) * (time.monotonic() - self._start) / done
+        seconds = max(0.0, work - self._partial) * self._seconds / self._work
         return "; about {}:{:02d} min left".format(*divmod(round(seconds), 60))
 
     def _say(self, text, *, passing):

@@ -33,7 +33,7 @@ def write(folder: pathlib.Path) -> str:
         raise UsageError(f"{folder / 'results.csv'} holds no finished round yet")
     figures = getattr(plotting, experiment.figure)(rows, folder / "figures")
     table = summary.table(rows)
-    (folder / "report.md").write_text(_report(config, experiment, rows, table, figures))
+    (folder / "report.md").write_text(_report(config, experiment, rows, table, figures), encoding="utf-8")
     return table
 
 
@@ -64,9 +64,8 @@ def main(argv: Sequence[str]) -> None:
     with cli.one_line_errors(argv):
         if not cli.WORKDIR.value:
             raise UsageError("--workdir is missing: name a folder that experiments.run has written to")
-        base = pathlib.Path(cli.WORKDIR.value).expanduser()
-        folders = sorted(path.parent for path in base.glob("*/config.json")) or [base]
-        for folder in folders:
+        base = workdir.expand(cli.WORKDIR.value)
+        for folder in workdir.subfolders(base) or [base]:
             print(f"{write(folder)}\n\n{folder / 'report.md'}")
 
 

@@ -48,7 +48,7 @@ class Results:
           UsageError: the file's header is another one.
         """
         self._path = path
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         header = _line(COLUMNS)
         if whole and not whole.startswith(header):
@@ -56,6 +56,15 @@ class Results:
         if whole != text or not whole:
             _replace(path, whole or header)
         self._written = {_key(row) for row in csv.DictReader(io.StringIO(whole))}
+
+    def check_holds(self, cell: Cell, seeds: int, rounds: int) -> None:
+        """Raises a `UsageError` where a cell's rows of the first so many rounds are not all there."""
+        for round_ in range(1, rounds + 1):
+            if any((*cell, str(seed), str(round_)) not in self._written for seed in range(seeds)):
+                raise UsageError(
+                    f"{self._path} lacks rows of round {round_} of {cell.name}, which the checkpoints hold as "
+                    "finished; restore it from a copy, or start again in another --workdir"
+                )
 
     def append(self, new: Sequence[Row]) -> None:
         """Appends the rows that the file does not hold yet, in one write, and waits until they are on the disk."""
@@ -77,7 +86,7 @@ def read(path: pathlib.Path) -> list[Row]:
     """
     if not path.is_file():
         raise UsageError(f"there is no {path}: name a folder that experiments.run has written to")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     found = []
     for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
         try:
@@ -110,5 +119,5 @@ def _key(row):
 
 def _replace(path, text):
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)

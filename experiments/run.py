@@ -33,26 +33,24 @@ def train(job: workdir.Job, dataset: Dataset) -> None:
     file = results.Results(job.folder / "results.csv")
     engine = sweeps.Engine(build.trainer(job.settings, dataset), dataset, job.settings.seeds)
     groups = build.groups(job.settings, engine.trainer.model, num_samples)
+    store = Store(job.folder / "checkpoints")
+    done = {cell: min(store.newest(group.name), len(arrivals)) for cell, group in groups.items()}
+    for cell, rounds in done.items():
+        file.check_holds(cell, job.settings.seeds, rounds)
     cells = {group.name: cell for cell, group in groups.items()}
-    reporter = progress.Reporter(list(groups), arrivals)
-    rounds = sweeps.run(
+    reporter = progress.Reporter(done, arrivals)
+    finished = sweeps.run(
         engine,
         list(groups.values()),
         arrivals,
         restart_first=job.settings.restart_first,
-        store=Store(job.folder / "checkpoints"),
+        store=store,
         on_chunk=lambda group, round_, chunk: reporter.chunk(cells[group.name], round_, chunk),
     )
-    try:
-        for group, finished, trained in rounds:
-            cell = cells[group.name]
-            file.append(results.rows(job.experiment.name, job.settings, cell, finished))
-            reporter.finished(cell, finished, trained=trained)
-    except KeyboardInterrupt:
-        reporter.close()
-        print(f"stopped; go on with: python -m experiments.run --resume --workdir={job.folder}", file=sys.stderr)
-        sys.exit(130)
-    reporter.close()
+    with reporter:
+        for group, found, trained in finished:
+            file.append(results.rows(job.experiment.name, job.settings, cells[group.name], found))
+            reporter.finished(cells[group.name], found, trained=trained)
     print(f"\n{report.write(job.folder)}\n\n{job.folder / 'report.md'}", flush=True)
 
 
@@ -66,12 +64,22 @@ def main(argv: Sequence[str]) -> None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
-        datasets = {name: options.dataset(name) for name in dict.fromkeys(job.settings.dataset for job in jobs)}
-        for job in jobs:
-            num_samples = len(datasets[job.settings.dataset].labels)
-            job.experiment.arrivals(job.settings, data.arrival.num_training(num_samples))
-        for job in jobs:
-            train(job, datasets[job.settings.dataset])
+        try:
+            _train_all(jobs)
+        except KeyboardInterrupt:
+            base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
+            several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
+            print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
+            sys.exit(130)
+
+
+def _train_all(jobs):
+    datasets = {name: options.dataset(name) for name in dict.fromkeys(job.settings.dataset for job in jobs)}
+    for job in jobs:
+        num_samples = len(datasets[job.settings.dataset].labels)
+        job.experiment.arrivals(job.settings, data.arrival.num_training(num_samples))
+    for job in jobs:
+        train(job, datasets[job.settings.dataset])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ STATISTICS = ("reset", "keep", "recalibrate")
 OPTIMIZER_STATES = ("reset", "keep")
 NOISES = ("gaussian", "fresh")
 
+LARGEST = 2**31  # what a device counts to
 DEFAULT_PAIRS = (("0.8", "0.01"), ("0.6", "0.01"), ("0.4", "0.1"))
 
 
@@ -85,8 +86,8 @@ class Settings:
                 check_choice(f"--{field}", value, known)
         for field in _POSITIVE:
             value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{field} must be positive, got {value}")
+            if value is not None and not 0 < value < LARGEST:
+                raise UsageError(f"--{field} must be positive{' and below 2**31' * (value > 0)}, got {value}")
         if not 0 < self.train_accuracy <= 1:
             raise UsageError(f"--train_accuracy is a fraction: it must lie in (0, 1], got {self.train_accuracy}")
         if not 0 <= self.weight_decay < math.inf:

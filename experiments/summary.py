@@ -8,6 +8,8 @@ import numpy as np
 from experiments.results import Row
 from experiments.settings import Cell
 
+RANDOM_INIT = Cell("random_init", "0", "1")  # what costs are compared with
+
 
 class CellSummary(NamedTuple):
     """One cell of a grid over its seeds."""
@@ -19,6 +21,8 @@ class CellSummary(NamedTuple):
     deviation: float  # per cent, sample deviation; NaN with one seed
     samples_last: float  # visited in that round, mean over the seeds
     samples_total: float  # visited in all rounds
+    ratio_last: float  # to random init, over the seeds that both have; NaN where there are none
+    ratio_total: float  # over the seeds and rounds that both have
     seconds: float  # of one lane: wall time of its group over the number of lanes, all rounds
     not_converged: int  # lanes and rounds that ended by plateau, cap or NaN
 
@@ -45,13 +49,14 @@ def label(cell: Cell) -> str:
 
 def summarize(rows: Sequence[Row]) -> list[CellSummary]:
     """One summary for each cell."""
-    return [_summarize(cell, found) for cell, found in by_cell(rows).items()]
+    cells = by_cell(rows)
+    base = {(row["seed"], row["round"]): row["samples_seen"] for row in cells.get(RANDOM_INIT, [])}
+    return [_summarize(cell, found, base) for cell, found in cells.items()]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The summaries as a Markdown table, costs also as a ratio to random init where that was run."""
     summaries = summarize(rows)
-    base = next((s for s in summaries if s.cell.restart == "random_init"), None)
     newest = max(s.round for s in summaries)
     lines = [
         ("restart", "λ", "σ", "validation accuracy", "samples visited", "in the last round", "seconds a lane", "seeds"),
@@ -60,8 +65,8 @@ def table(rows: Sequence[Row]) -> str:
         spread = "" if np.isnan(s.deviation) else f" ± {s.deviation:.1f}"
         behind = "" if s.round == newest else f" (round {s.round})"
         accuracy = f"{s.accuracy:.1f}{spread} %{behind}"
-        total = _cost(s.samples_total, base and base.samples_total)
-        last = _cost(s.samples_last, base and base.samples_last)
+        total = _cost(s.samples_total, s.ratio_total)
+        last = _cost(s.samples_last, s.ratio_last)
         lines.append((*s.cell, accuracy, total, last, f"{s.seconds:.1f}", str(s.seeds)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["| " + " | ".join(f"{x:{w}}" for x, w in zip(line, widths, strict=True)) + " |" for line in lines]
@@ -71,7 +76,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*text, "", *notes] if notes else text)
 
 
-def _summarize(cell, rows):
+def _summarize(cell, rows, base):
     last = max(row["round"] for row in rows)
     final = [row for row in rows if row["round"] == last]
     accuracies = [100 * row["validation_accuracy"] for row in final]
@@ -84,11 +89,20 @@ def _summarize(cell, rows):
         deviation=float(np.std(accuracies, ddof=1)) if len(final) > 1 else float("nan"),
         samples_last=float(np.mean([row["samples_seen"] for row in final])),
         samples_total=sum(row["samples_seen"] for row in rows) / seeds,
+        ratio_last=_ratio(final, base),
+        ratio_total=_ratio(rows, base),
         seconds=sum(row["seconds"] / row["lanes"] for row in rows) / seeds,
         not_converged=sum(not row["converged"] for row in rows),
     )
 
 
-def _cost(samples, base):
-    ratio = f" ({samples / base:.2f}x)" if base else ""
-    return f"{samples / 1_000:,.0f}k{ratio}"
+def _ratio(rows, base):
+    """Samples visited as a ratio to random init's, over the seeds and rounds that both have."""
+    both = [
+        (row["samples_seen"], base[row["seed"], row["round"]]) for row in rows if (row["seed"], row["round"]) in base
+    ]
+    return sum(a for a, _ in both) / sum(b for _, b in both) if both else float("nan")
+
+
+def _cost(samples, ratio):
+    return f"{samples / 1_000:,.0f}k" + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)")

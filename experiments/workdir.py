@@ -1,6 +1,8 @@
 """A run's folder: `config.json`, `results.csv`, `checkpoints/`, `figures/`, `report.md`; who may write into it."""
 
+import dataclasses
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -33,10 +35,10 @@ def plan(
     """What to run, with which settings, where. Writes nothing.
 
     Settings are an experiment's defaults, then the preset's, then the flags that were given; when a run is resumed they
-    are the run's own, and a flag may only ask for more rounds.
+    are the run's own, and preset and flags may only ask for more rounds.
 
     Args:
-      names: experiments; by default `online`, or what `workdir` holds where it is resumed.
+      names: experiments; by default `online`, or all that `workdir` holds where it is resumed.
       preset: "quick" (default) or "paper".
       explicit: settings by flags.
       workdir: by default a new folder `runs/<experiment>-<time>`; each experiment has a subfolder where several run.
@@ -46,48 +48,78 @@ def plan(
       A job for each experiment.
 
     Raises:
-      UsageError: unknown names, senseless settings, a folder that holds another run.
+      UsageError: unknown names, senseless settings, a folder that holds another run or cannot be written.
     """
     if resume and not workdir:
         raise UsageError("--resume needs --workdir=<folder>: which run should go on?")
-    saved = _read_config(pathlib.Path(workdir or "").expanduser()) if resume else None
-    if not names:
-        names = (saved["experiment"],) if saved else ("online",)
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = pathlib.Path(workdir or f"runs/{'+'.join(names)}-{stamp}").expanduser()
+    base = expand(workdir) if workdir else _new_folder(names or ("online",))
+    _check_writable(base)
+    several = len(names or ()) > 1
+    if resume and not names:
+        found = [config["experiment"] for folder in subfolders(base) if (config := _read_config(folder))]
+        several = bool(found) and _read_config(base) is None
+        names = found if several else None
+    if not resume:
+        _check_empty(base)
     jobs = []
-    for name in names:
+    for name in names or (((_read_config(base) if resume else None) or {"experiment": "online"})["experiment"],):
         experiment = registry.get(name)
-        folder = base / name if len(names) > 1 else base
-        settings = Settings(**{**experiment.presets[preset or "quick"], **explicit})
-        if resume:
-            settings = _resumed(folder, name, settings if preset else None, explicit)
+        folder = base / name if several else base
+        asked = {**(experiment.presets[preset] if preset else {}), **explicit}
+        saved = _read_config(folder) if resume else None
+        if saved is None:
+            _check_no_orphans(folder)
+            settings = Settings(**{**experiment.presets["quick"], **asked})
         else:
-            _check_empty(folder)
+            settings = _resumed(folder, name, saved, asked)
         jobs.append(Job(experiment, settings, folder))
     return jobs
+
+
+def expand(path: str) -> pathlib.Path:
+    """A path that a user typed, `~` included.
+
+    Raises:
+      UsageError: it can be no path.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--workdir={path}: {error}") from None
+
+
+def subfolders(base: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of a run of several experiments, by name."""
+    return sorted(path.parent for path in base.glob("*/config.json"))
 
 
 def write_config(job: Job, arrivals: Sequence[int]) -> None:
     """Makes the folder and writes every setting, the versions and the device into its `config.json`.
 
+    The command and versions of a resumed run are added to those that began it.
+
     Raises:
       UsageError: the folder cannot be written.
     """
     devices = jax.devices()
-    config = {
-        "experiment": job.experiment.name,
-        "settings": job.settings.to_json(),
-        "arrivals": list(arrivals),
+    started = {
         "command": sys.argv,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+    saved = _read_config(job.folder) or {}
+    config = {
+        "experiment": job.experiment.name,
+        "settings": job.settings.to_json(),
+        "arrivals": list(arrivals),
+        **({name: saved.get(name, value) for name, value in started.items()}),
+        "resumed": [*saved.get("resumed", []), *([started] if saved else [])],
+    }
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         unfinished = job.folder / ".config.json.unfinished"
-        unfinished.write_text(json.dumps(config, indent=2) + "\n")
+        unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(job.folder / "config.json")
     except OSError as error:
         raise UsageError(f"cannot write into {job.folder} ({error.strerror}); choose another --workdir") from None
@@ -110,7 +142,7 @@ def _read_config(folder):
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         registry.get(config["experiment"])
         Settings.from_json(config["settings"])
     except (ValueError, KeyError, TypeError) as error:
@@ -118,38 +150,56 @@ def _read_config(folder):
     return config
 
 
-def _check_empty(folder):
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--workdir {folder} is a file; name a folder")
-    if any((folder / name).exists() for name in ("results.csv", "checkpoints")):
-        raise UsageError(f"{folder} holds the results of another run; add --resume to go on with it, or choose another "
-                         "--workdir")  # fmt: skip
+def _new_folder(names):
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = pathlib.Path(f"runs/{'+'.join(names)}-{stamp}")
+    others = (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))
+    return next(folder for folder in (base, *itertools.islice(others, 100)) if not folder.exists())
 
 
-def _resumed(folder, name, wanted, explicit):
+def _check_writable(folder):
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--workdir: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write into {there}; choose another --workdir")
+
+
+def _check_empty(base):
+    for folder in (base, *(path for path in base.glob("*") if path.is_dir())):
+        if any((folder / name).exists() for name in ("results.csv", "checkpoints")):
+            raise UsageError(
+                f"{folder} holds the results of another run; add --resume to go on with it, or choose another --workdir"
+            )
+
+
+def _check_no_orphans(folder):
+    for name in ("results.csv", "checkpoints"):
+        if (folder / name).exists():
+            raise UsageError(f"{folder} holds {name} but no config.json to go on by; choose another --workdir")
+
+
+def _resumed(folder, name, config, asked):
     """The settings of the run in `folder`, with as many rounds as are asked for now."""
-    config = _read_config(folder)
-    if config is None:
-        if (folder / "results.csv").exists():
-            raise UsageError(f"{folder} holds results.csv but no config.json to go on by; choose another --workdir")
-        return wanted or Settings(**{**registry.get(name).presets["quick"], **explicit})
     if config["experiment"] != name:
         raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {name}; choose another --workdir")
     saved = Settings.from_json(config["settings"])
-    asked = wanted.to_json() if wanted else {**saved.to_json(), **Settings(**explicit).to_json()}
-    for field, value in saved.to_json().items():
-        given = asked[field] if wanted or field in explicit else value
-        if field != "rounds" and given != value:
+    resumed = dataclasses.replace(saved, **asked)
+    for field in asked:
+        was, given = getattr(saved, field), getattr(resumed, field)
+        if field != "rounds" and given != was:
             raise UsageError(
-                f"--resume: the run in {folder} has {field}={_show(value)}, not {_show(given)}; leave that flag out, "
+                f"--resume: the run in {folder} has {field}={_show(was)}, not {_show(given)}; leave that flag out, "
                 "or choose another --workdir"
             )
-    rounds = explicit.get("rounds", saved.rounds)
-    return Settings.from_json({**saved.to_json(), "rounds": rounds})
+    planned = len(config.get("arrivals", []))
+    if resumed.rounds is not None and resumed.rounds < planned:
+        raise UsageError(f"--resume: the run in {folder} has {planned} rounds; --rounds may only ask for more")
+    return resumed
 
 
 def _show(value):
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _version(package):

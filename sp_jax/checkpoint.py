@@ -7,6 +7,10 @@ import chex
 import orbax.checkpoint as ocp
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message is one line."""
+
+
 class Store:
     """One folder of checkpoints: for each group the state after its newest finished round, older ones deleted."""
 
@@ -32,12 +36,23 @@ class Store:
 
         Returns:
           `(round, state)`, the state as NumPy arrays.
+
+        Raises:
+          CheckpointError: it cannot be read as such a state.
         """
-        rounds = self._rounds(group)
-        if not rounds:
+        round_ = self.newest(group)
+        if round_ == 0:
             return None
-        round_ = max(rounds)
-        return round_, self._checkpointer.restore(self._folder / group / str(round_), like)
+        path = self._folder / group / str(round_)
+        try:
+            return round_, self._checkpointer.restore(path, like)
+        except Exception as error:  # Orbax raises whatever its parts raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"the checkpoint {path} is damaged, or of another program: {reason}") from error
+
+    def newest(self, group: str) -> int:
+        """The newest finished round of a group, 0 where there is none."""
+        return max(self._rounds(group), default=0)
 
     def _rounds(self, group: str) -> list[int]:
         folder = self._folder / group

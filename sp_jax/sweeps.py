@@ -6,6 +6,7 @@ compiled once: seed, λ, σ, learning rate, weight decay, convergence, round and
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields as fields_of
 from functools import partial
 from typing import NamedTuple
 
@@ -52,12 +53,15 @@ def make_lanes(seeds: Sequence[int], hparams: HParams, convergence: Convergence,
     """
     order, validation = _split(np.int32(seeds), num_samples)
 
-    def repeat(value):
-        dtype = {bool: bool, int: np.int32, float: np.float32}[type(value)]
-        return np.full(len(seeds), value, dtype)
-
-    settings = jax.tree.map(repeat, (hparams, convergence))
+    settings = (_repeat(record, len(seeds)) for record in (hparams, convergence))
     return Lane(np.int32(seeds), *settings, np.asarray(order), np.asarray(validation))
+
+
+def _repeat(record, count):
+    """Each field of a record as often as there are lanes, in the dtype of its default."""
+    dtypes = {bool: bool, int: np.int32, float: np.float32}
+    fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in fields_of(record)}
+    return record.replace(**fields)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -74,19 +78,22 @@ class Program:
 
     def __init__(self, function: Callable, mesh: jax.sharding.Mesh, *, vectorize: bool, donate: bool = False):
         """Args:
-        function: `function(*of_one_lane, *shared)`.
+        function: `function(lane, carry, *shared)`, of one lane.
         mesh: one axis named `lanes`.
         vectorize: `vmap` within a device rather than `lax.map`.
-        donate: whether the lanes' last argument gives its buffers to the result.
+        donate: whether the carry gives its buffers to the result.
         """
-        lanes, shared = PartitionSpec("lanes"), PartitionSpec()
 
-        def on_device(fixed, changing, common):
-            one = lambda x: function(*x, *common)  # noqa: E731
-            return (jax.vmap(one) if vectorize else lambda x: jax.lax.map(one, x))((*fixed, *changing))
+        def on_device(lanes, carries, shared):
+            def one(lane_and_carry):
+                return function(*lane_and_carry, *shared)
 
-        specs = (lanes, lanes, shared)
-        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
+            each = jax.vmap(one) if vectorize else partial(jax.lax.map, one)
+            return each((lanes, carries))
+
+        split, whole = PartitionSpec("lanes"), PartitionSpec()
+        specs = (split, split, whole)
+        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
         shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
         self._jitted = jax.jit(
             mapped, in_shardings=shardings, out_shardings=shardings[0], donate_argnums=(1,) if donate else ()
@@ -94,14 +101,13 @@ class Program:
         self._compiled = None
         self.compile_seconds = 0.0
 
-    def __call__(self, lanes: Sequence, *shared):
-        """`lanes` are pytrees of [L, ...], L a multiple of the number of devices; `shared` is the same for all."""
-        args = (tuple(lanes[:-1]), tuple(lanes[-1:]), shared)
+    def __call__(self, lanes, carry, *shared):
+        """`lanes` and `carry` are pytrees of [L, ...], L a multiple of the number of devices; all share `shared`."""
         if self._compiled is None:
             start = time.monotonic()
-            self._compiled = self._jitted.lower(*args).compile()
+            self._compiled = self._jitted.lower(lanes, carry, shared).compile()
             self.compile_seconds = time.monotonic() - start
-        return self._compiled(*args)
+        return self._compiled(lanes, carry, shared)
 
 
 class Engine:
@@ -155,7 +161,7 @@ class Engine:
 
     def init(self, lanes: Lane) -> TrainState:
         """The first initialisation of each lane."""
-        return self._init((lanes,))
+        return self._init(lanes, ())
 
     def begin(
         self, lanes: Lane, state: TrainState, restart: restarts.Restart, round_: int, num_visible: int
@@ -163,7 +169,8 @@ class Engine:
         """Restarts each lane before a round; `restarts.warm_start` changes nothing but what its policies say."""
         if restart not in self._restarts:
             self._restarts[restart] = self._program(self._restart_lane(restart))
-        return self._restarts[restart]((lanes, self._active, state), self.data, np.int32(round_), np.int32(num_visible))
+        carry = (state, self._active)
+        return self._restarts[restart](lanes, carry, self.data, np.int32(round_), np.int32(num_visible))
 
     def train(
         self,
@@ -190,9 +197,7 @@ class Engine:
             per_epoch = self.num_lanes * num_visible / self._rate if self._rate else CHUNK_SECONDS
             limit += max(1, int(CHUNK_SECONDS / per_epoch))
             start, compiled = time.monotonic(), self.compile_seconds
-            progress = self._train(
-                (lanes, progress), self.data, np.int32(round_), np.int32(num_visible), np.int32(limit)
-            )
+            progress = self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(limit))
             summary = self.fetch(progress.replace(state=None))
             seconds = time.monotonic() - start - (self.compile_seconds - compiled)
             epochs = int(summary.epoch.sum())
@@ -205,7 +210,7 @@ class Engine:
 
     def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
         """Each lane on its validation samples."""
-        return self._evaluate((lanes, state), self.data)
+        return self._evaluate(lanes, state, self.data)
 
     def _program(self, function, **options):
         return Program(function, self.mesh, vectorize=self.vectorize, **options)
@@ -213,11 +218,12 @@ class Engine:
     def _programs(self):
         return [self._init, self._train, self._evaluate, *self._restarts.values()]
 
-    def _init_lane(self, lane):
+    def _init_lane(self, lane, _):
         return training.init_state(self.trainer, lane, 0)
 
     def _restart_lane(self, restart):
-        def begin(lane, active, state, data, round_, num_visible):
+        def begin(lane, carry, data, round_, num_visible):
+            state, active = carry
             fresh = training.init_state(self.trainer, lane, round_)
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
@@ -314,7 +320,7 @@ def _train_round(engine, group, lanes, state, restart, round_, num_visible, on_c
 def _restore(engine, groups, store):
     states, done = {}, {}
     for group in groups:
-        like = jax.eval_shape(jax.vmap(engine._init_lane), group.lanes)
+        like = jax.eval_shape(jax.vmap(engine._init_lane), group.lanes, ())
         found = store.restore(group.name, like)
         done[group.name] = found[0] if found else 0
         if found:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Filter = Callable[[str], bool]  # from a leaf's path, "encoder/dense/kernel", to whether it is picked
 
@@ -42,7 +43,7 @@ def shrink_perturb(
 
     Raises:
       ValueError: trees or shapes that differ (names the path), a filter that matches nothing, λ or σ out of range
-        (checked for Python numbers; traced values are the caller's to check).
+        (checked for Python's and NumPy's numbers; JAX's are the caller's to check).
 
     >>> import jax.numpy as jnp
     >>> shrink_perturb({"w": jnp.ones(2)}, {"w": jnp.full(2, 0.5)}, shrink=0.5, noise_scale=0.25)
@@ -164,14 +165,14 @@ def path_name(path: tuple) -> str:
 
 
 def check_shrink(value: chex.Numeric) -> None:
-    """Raises a ValueError where λ is no scalar, or a Python number outside [0, 1] or NaN."""
-    if jnp.ndim(value) or (isinstance(value, (int, float)) and not 0 <= value <= 1):
+    """Raises a ValueError where λ is no scalar, or a number on the host outside [0, 1] or NaN."""
+    if jnp.ndim(value) or (_is_on_host(value) and not 0 <= value <= 1):
         raise ValueError(f"shrink (λ) must be a scalar in [0, 1], got {value}; use jax.vmap for several")
 
 
 def check_noise_scale(value: chex.Numeric) -> None:
-    """Raises a ValueError where σ is no scalar, or a Python number that is negative, infinite or NaN."""
-    if jnp.ndim(value) or (isinstance(value, (int, float)) and not 0 <= value < math.inf):
+    """Raises a ValueError where σ is no scalar, or a number on the host that is negative, infinite or NaN."""
+    if jnp.ndim(value) or (_is_on_host(value) and not 0 <= value < math.inf):
         raise ValueError(f"noise_scale (σ) must be a finite scalar >= 0, got {value}; use jax.vmap for several")
 
 
@@ -193,6 +194,10 @@ def check_same(params: chex.ArrayTree, fresh_params: chex.ArrayTree) -> None:
         )
 
 
+def _is_on_host(value) -> bool:
+    return isinstance(value, (int, float, np.number, np.ndarray))
+
+
 def _is_inexact(x) -> bool:
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
     return jnp.issubdtype(dtype, jnp.inexact)
@@ -200,7 +205,7 @@ def _is_inexact(x) -> bool:
 
 def _shrink_perturb_leaf(old, fresh, shrink, noise_scale):
     dtype = jnp.result_type(old)
-    compute = jnp.promote_types(dtype, jnp.float32)
+    compute = jnp.float32 if dtype.itemsize < 4 else dtype
     real = jnp.finfo(compute).dtype  # of a complex leaf: λ and σ are real
     lam, sigma = jnp.asarray(shrink, real), jnp.asarray(noise_scale, real)
     old, fresh = jnp.asarray(old, compute), jnp.asarray(fresh, compute)

@@ -39,16 +39,44 @@ def flat_layers(params):
             yield name, value
 
 
-def test_a_small_resnet_trains_and_evaluates_with_the_shapes_of_torch_padding():
-    module = models.ResNet(10, width=4, stage_sizes=(1, 1))
-    model = models.from_module(module, PIXELS)
+def resnet_by_hand(params, x, mask):
+    """A ResNet of stages (1, 1) with XLA's convolution and plain NumPy; batch statistics over the real samples."""
+
+    def conv(x, kernel, stride=1):
+        pad = kernel.shape[0] // 2
+        dims = ("NHWC", "HWIO", "NHWC")
+        padding = ((pad, pad), (pad, pad))
+        return np.asarray(jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dims))
+
+    def norm(x, p):
+        real = x[mask]
+        return (x - real.mean((0, 1, 2))) / np.sqrt(real.var((0, 1, 2)) + 1e-5) * p["scale"] + p["bias"]
+
+    def block(x, p, stride):
+        y = np.maximum(norm(conv(x, p["conv_0"]["kernel"], stride), p["norm_0"]), 0)
+        y = norm(conv(y, p["conv_1"]["kernel"]), p["norm_1"])
+        if "shortcut" in p:
+            x = norm(conv(x, p["shortcut"]["kernel"], stride), p["shortcut_norm"])
+        return np.maximum(x + y, 0)
+
+    x = np.maximum(norm(conv(x / 127.5 - 1, params["stem"]["kernel"]), params["stem_norm"]), 0)
+    x = block(block(x, params["stage_0_block_0"], 1), params["stage_1_block_0"], 2)
+    return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_the_resnet_equals_one_by_hand_masks_strides_and_shortcuts_included():
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 7, 7, 3), dtype=np.uint8)
+    mask = np.array([True, True, True, False, False])
+    model = models.from_module(models.ResNet(10, width=4, stage_sizes=(1, 1), precision="highest"), pixels)
     params, stats = model.init(jax.random.key(0))
-    assert module.apply({"params": params, "batch_stats": stats}, PIXELS[:, :31, :31]).shape == (2, 10)
-    logits, updated = jax.jit(model.apply, static_argnums=4)(params, stats, PIXELS, jnp.array([True, True]), True)
-    assert logits.shape == (2, 10)
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    logits, updated = jax.jit(model.apply, static_argnums=4)(params, stats, pixels, mask, True)
+    expected = resnet_by_hand(jax.tree.map(np.asarray, params), pixels.astype(np.float32), mask)
+    np.testing.assert_allclose(logits[mask], expected[mask], rtol=1e-3, atol=1e-4)
     assert jax.tree.structure(updated) == jax.tree.structure(stats)
-    assert not np.allclose(updated["stem_norm"]["mean"], 0)
-    logits, same = model.apply(params, stats, PIXELS, None, False)
+    assert all(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(updated), jax.tree.leaves(stats), strict=True))
+    logits, same = model.apply(params, stats, pixels, None, False)
+    assert logits.shape == (5, 10)
     assert same is stats
 
 

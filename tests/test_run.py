@@ -1,17 +1,22 @@
 """The real binaries on small settings: files, columns, resume, and one clear line for every mistake."""
 
 import csv
+import dataclasses
+import io
 import json
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import registry, report, results, run, settings, summary
+from experiments import build, progress, registry, report, results, run, settings, summary
+from sp_jax.types import RoundResult, TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
 COLUMNS = [
@@ -35,6 +40,7 @@ def call(binary=run, **given):
 
 def fails(capsys, **given):
     """The one line that a mistake gets."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         call(**given)
     assert stop.value.code == 2
@@ -112,14 +118,69 @@ def test_every_restart_and_policy_runs(tmp_path):
     }  # fmt: skip
 
 
-def test_several_experiments_have_a_folder_each(tmp_path):
-    call(experiment="online,two_phase", restart="warm_start", workdir=str(tmp_path / "runs"), **TINY)
-    assert len(read(tmp_path / "runs" / "online")) == len(read(tmp_path / "runs" / "two_phase")) == 4
-    call(report, workdir=str(tmp_path / "runs"))
+def test_several_experiments_have_a_folder_each(tmp_path, capsys):
+    base = tmp_path / "runs"
+    call(experiment="online,two_phase", restart="warm_start", workdir=str(base), **{**TINY, "rounds": 1})
+    assert len(read(base / "online")) == len(read(base / "two_phase")) == 2
+    call(report, workdir=str(base))
+    assert "holds the results of another run" in fails(capsys, workdir=str(base))
+    call(resume=True, workdir=str(base), rounds=2)
+    assert len(read(base / "online")) == len(read(base / "two_phase")) == 4
+    assert sorted(path.name for path in base.iterdir()) == ["online", "two_phase"]
+
+
+def tree(value):
+    return {"body": {"kernel": jnp.full(3, value)}, "head": {"kernel": jnp.full(2, 2 * value)}}
+
+
+@pytest.mark.parametrize(
+    ("cell", "body", "head"),
+    [
+        (("warm_start", "1", "0"), 10, 20),
+        (("random_init", "0", "1"), 1, 2),
+        (("shrink_perturb", "0.5", "0.1"), 5.1, 10.2),
+        (("noise_only", "1", "0.1"), 10.1, 20.2),
+        (("last_layer", "0.5", "0.1"), 10, 10.2),
+    ],
+)
+@pytest.mark.parametrize("policy", ["reset", "keep"])
+def test_flags_become_the_restarts_that_they_name(cell, body, head, policy):
+    wanted = settings.Settings(
+        restart=(cell[0],), shrink=("0.5",), noise_scale=("0.1",), noise="fresh", statistics=policy,
+        optimizer_state=policy, learning_rate=0.3, weight_decay=0.2, seeds=2, patience=7,
+    )  # fmt: skip
+    ((found, group),) = build.groups(wanted, None, 30).items()
+    hparams = jax.tree.map(lambda x: float(x[0]), group.lanes.hparams)
+    assert found == cell
+    assert dataclasses.astuple(hparams) == pytest.approx((0.3, 0.2, float(cell[1]), float(cell[2])))
+    assert group.lanes.convergence.patience.tolist() == [7, 7]
+    old, fresh = (TrainState(tree(x), {"mean": jnp.float32(x)}, jnp.float32(x)) for x in (10.0, 1.0))
+    new = group.restart(jax.random.key(0), old, fresh, shrink=hparams.shrink, noise_scale=hparams.noise_scale)
+    np.testing.assert_allclose(new.params["body"]["kernel"], body, rtol=1e-6)
+    np.testing.assert_allclose(new.params["head"]["kernel"], head, rtol=1e-6)
+    kept = 10 if policy == "keep" and cell[0] != "random_init" else 1
+    assert (new.batch_stats["mean"], new.opt_state) == (kept, kept)
+
+
+def test_gaussian_noise_by_flag():
+    wanted = settings.Settings(restart=("noise_only",), noise_scale=("0.01",))
+    ((_, group),) = build.groups(wanted, None, 30).items()
+    old = TrainState({"w": jnp.zeros(10_000)}, {}, ())
+    fresh = TrainState({"w": jnp.full(10_000, 5.0)}, {}, ())
+    new = group.restart(jax.random.key(0), old, fresh, shrink=1.0, noise_scale=0.01)
+    assert float(jnp.std(new.params["w"])) == pytest.approx(0.01, rel=0.03)
+    assert abs(float(jnp.mean(new.params["w"]))) < 1e-3
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_epochs_make_a_round_exactly_so_long(value):
+    wanted = settings.Settings(restart=("warm_start",), epochs=12 if value else None)
+    ((_, group),) = build.groups(wanted, None, 30).items()
+    assert group.lanes.convergence.fixed.all() == value
+    assert group.lanes.convergence.max_epochs[0] == (12 if value else 1000)
 
 
 def test_a_small_resnet_goes_through_the_same_engine(tmp_path, monkeypatch):
-    from experiments import build
     from sp_jax import data, models
     from sp_jax.types import Dataset
 
@@ -163,6 +224,20 @@ def test_resume_may_ask_for_more_rounds(online, tmp_path):
     call(workdir=str(folder), **{**TINY, "rounds": 1})
     call(workdir=str(folder), resume=True, rounds=2)
     assert untimed(folder) == untimed(online)
+
+
+def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
+    folder = tmp_path / "run"
+    call(workdir=str(folder), restart="warm_start", **TINY)
+    command = json.loads((folder / "config.json").read_text())["command"]
+    assert "has 2 rounds; --rounds may only ask for more" in fails(capsys, workdir=str(folder), resume=True, rounds=1)
+    call(workdir=str(folder), resume=True)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["command"], len(config["resumed"])) == (command, 1)
+    (folder / "results.csv").unlink()
+    assert "lacks rows of round 1 of warm_start_1_0" in fails(capsys, workdir=str(folder), resume=True)
+    (folder / "config.json").unlink()
+    assert "holds results.csv but no config.json" in fails(capsys, workdir=str(folder), resume=True)
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "half-made"])
@@ -225,6 +300,9 @@ WRONG = [
     ({"experiment": "two_phase", "samples_per_round": 5}, "--samples_per_round does not fit two_phase"),
     ({"data_dir": "/no/where"}, "--data_dir '/no/where' is not a folder"),
     ({"resume": True, "workdir": None}, "--resume needs --workdir"),
+    ({"workdir": "~nobody_of_this_name/x"}, "--workdir=~nobody_of_this_name/x"),
+    ({"workdir": "/dev/null/x"}, "/dev/null is a file; name a folder"),
+    ({"max_epochs": 3_000_000_000}, "--max_epochs must be positive and below 2**31, got 3000000000"),
 ]
 
 
@@ -276,6 +354,29 @@ def test_a_report_copes_with_missing_rows(online, tmp_path):
         assert len(summary.table(kept).splitlines()) >= 3
         for figure in {e.figure for e in registry.EXPERIMENTS.values()}:
             assert all(path.exists() for path in getattr(report.plotting, figure)(kept, tmp_path))
+
+
+def test_costs_are_compared_over_what_both_have(online):
+    rows = results.read(online / "results.csv")
+    warm = [row for row in rows if row["restart"] == "warm_start"]
+    base = [{**row, "restart": "random_init", "shrink": "0", "noise_scale": "1"} for row in warm]
+    for kept in (base, base[:1], base[:2], base[1:]):
+        assert [s.ratio_total for s in summary.summarize(warm + kept)] == [1.0, 1.0]
+    first = [row for row in base if row["round"] == 1]
+    assert np.isnan(next(s for s in summary.summarize(warm + first)).ratio_last)
+    assert "nan" not in summary.table(warm + first)
+
+
+def test_time_left_counts_what_is_left():
+    stream = io.StringIO()
+    cells = [settings.Cell("warm_start", "1", "0"), settings.Cell("random_init", "0", "1")]
+    reporter = progress.Reporter({cells[0]: 3, cells[1]: 2}, (100, 200, 300), stream)
+    result = RoundResult(0, 3, 300, 10, 3000, "threshold", 1.0, 0.0, 0.5, 1.0, 60.0, 1)
+    reporter.finished(cells[1], [result], trained=True)
+    assert "left" not in stream.getvalue()
+    reporter = progress.Reporter({cells[0]: 2, cells[1]: 2}, (100, 200, 300), stream)
+    reporter.finished(cells[1], [result], trained=True)
+    assert "about 1:00 min left" in stream.getvalue()
 
 
 def test_many_cells_get_a_figure_for_each_noise_scale(online, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sp_jax import data, models, restarts, sweeps, training
-from sp_jax.checkpoint import Store
+from sp_jax.checkpoint import CheckpointError, Store
 from sp_jax.random import Purpose, key_for
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import Dataset, HParams, StopReason
@@ -115,6 +115,31 @@ def test_random_init_forgets_the_rounds_before():
     assert values(short["random_init_0_1", 2]) == values(other["random_init_0_1", 2])
 
 
+def test_each_round_draws_its_own_network_and_noise_and_its_validation_is_held_out():
+    fresh, noisy = group("random_init", 0, 1), group("warm_start", 1, 1)
+    noise = restarts.make_restart(restarts.gaussian_noise)
+    engine = sweeps.Engine(TRAINER, SMALL, 3)
+    lanes = engine.place(fresh.lanes)
+    old = engine.init(lanes)
+    drawn, added = [engine.fetch(old).params], []
+    for round_ in (1, 2):
+        new = engine.begin(lanes, old, MAKE["random_init"], round_, 60).state
+        expected = jax.jit(jax.vmap(lambda lane, r=round_: training.init_state(TRAINER, lane, r)))(fresh.lanes)
+        jax.tree.map(np.testing.assert_array_equal, engine.fetch(new).params, expected.params)
+        drawn.append(engine.fetch(new).params)
+        added.append(engine.fetch(engine.begin(engine.place(noisy.lanes), old, noise, round_, 60).state).params)
+    kernels = [params["head"]["kernel"] for params in (*drawn, *added)]
+    for i, one in enumerate(kernels):
+        assert all((one != other).mean() > 0.99 for other in kernels[i + 1 :])
+        assert (one[0] != one[1]).mean() > 0.99  # seeds
+    found = engine.fetch(engine.evaluate(lanes, new))
+    for i in range(3):
+        state = jax.tree.map(lambda x, i=i: x[i], engine.fetch(new))
+        held_out = fresh.lanes.validation[i]
+        logits, _ = MODEL.apply(state.params, {}, SMALL.inputs[held_out], None, False)
+        assert found.accuracy[i] == pytest.approx(float((logits.argmax(1) == SMALL.labels[held_out]).mean()), abs=1e-6)
+
+
 def test_a_restart_before_the_first_round_is_a_setting():
     groups = [group("warm_start", 1, 0), group("shrink_perturb", 0.4, 0.1)]
     off, on = (train(groups, arrivals=(60,), restart_first=first) for first in (False, True))
@@ -152,6 +177,24 @@ def test_one_compile_for_all_rounds_and_settings(caplog):
     # initialise, begin without a restart, train, evaluate; the restart joins in round 2; then nothing more
     assert compiled[:4] == [4, 4, 4, 5]
     assert set(compiled[4:]) == {5}
+
+
+def test_hyperparameters_may_be_of_any_kind_of_number():
+    lanes = sweeps.make_lanes([0, 1], HParams(1, np.float32(0), jnp.float32(0.5), 1), Convergence(1), 30)
+    assert {x.dtype.name for x in jax.tree.leaves(lanes.hparams)} == {"float32"}
+    assert lanes.convergence.train_accuracy.dtype == np.float32
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    groups = [group("warm_start", 1, 0)]
+    train(groups, (60,), store=Store(tmp_path))
+    assert Store(tmp_path).newest("warm_start_1_0") == 1
+    for file in (tmp_path / "warm_start_1_0" / "1").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"the checkpoint .*warm_start_1_0/1 is damaged") as error:
+        train(groups, (60,), store=Store(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_diverging_lane_fails_alone():

@@ -42,7 +42,7 @@ def arrays(cache_dir: str | None, key: str, decode: Callable[[], Arrays]) -> Arr
     if folder.exists():
         try:
             return _read(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged header can raise anything
             logger.warning("the cache %s is damaged (%s): decoding again", folder, error)
     decoded = decode()
     try:
@@ -67,13 +67,21 @@ def _write(folder, decoded):
     unfinished = pathlib.Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
         for name, array in zip(NAMES, decoded, strict=True):
-            np.save(unfinished / f"{name}.npy", array)
-        sums = {name: _checksum(array) for name, array in zip(NAMES, decoded, strict=True)}
-        (unfinished / "checksums.json").write_text(json.dumps(sums))
+            with open(unfinished / f"{name}.npy", "wb") as file:
+                np.save(file, array)
+                _flush(file)
+        with open(unfinished / "checksums.json", "w") as file:
+            json.dump({name: _checksum(array) for name, array in zip(NAMES, decoded, strict=True)}, file)
+            _flush(file)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _flush(file):
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _checksum(array) -> int:

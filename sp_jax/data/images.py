@@ -65,8 +65,9 @@ def data_folder(data_dir: str | None) -> pathlib.Path:
     Raises:
       DataError: a folder that was named and does not exist.
     """
-    source = "TFDS_DATA_DIR" if data_dir is None else "--data_dir"
-    named = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
+    source, named = "--data_dir", data_dir
+    if data_dir is None:
+        source, named = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR") or None
     if named is not None and not pathlib.Path(named).expanduser().is_dir():
         raise DataError(f"{source} {named!r} is not a folder; name the one that holds TFDS data sets, or create it")
     return pathlib.Path(named or "~/tensorflow_datasets").expanduser()

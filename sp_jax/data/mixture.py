@@ -17,9 +17,9 @@ def mixture() -> Dataset:
       A `Dataset` of 6,000 float32 images [8, 8, 1] of mean 0 and variance 1, in NumPy arrays.
     """
     centres_key, cluster_key, noise_key = jax.random.split(jax.random.key(0), 3)
-    centres = jax.random.normal(centres_key, (NUM_CLASSES * CLUSTERS, DIMENSIONS))
-    cluster = jax.random.randint(cluster_key, (NUM_SAMPLES,), 0, NUM_CLASSES * CLUSTERS)
-    noise = jax.random.normal(noise_key, (NUM_SAMPLES, DIMENSIONS))
+    centres = jax.random.normal(centres_key, (NUM_CLASSES * CLUSTERS, DIMENSIONS), np.float32)
+    cluster = jax.random.randint(cluster_key, (NUM_SAMPLES,), 0, NUM_CLASSES * CLUSTERS, np.int32)
+    noise = jax.random.normal(noise_key, (NUM_SAMPLES, DIMENSIONS), np.float32)
     inputs = (np.asarray(centres)[cluster] + np.asarray(noise)) / np.sqrt(2, dtype=np.float32)
     labels = (np.asarray(cluster) // CLUSTERS).astype(np.int32)
     return Dataset(inputs.reshape(-1, 8, 8, 1), labels, num_classes=NUM_CLASSES, name="mixture")
