@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments.settings import Cell, Settings
-from sp_jax import models, restarts, sweeps, training
+from sp_jax import models, penalties, restarts, sweeps, training
 from sp_jax.types import Dataset, HParams, Model
 
 LAST_LAYER = "head"  # in all our models
@@ -34,7 +34,8 @@ def model(settings: Settings, data: Dataset) -> Model:
 
 def trainer(settings: Settings, data: Dataset) -> training.Trainer:
     """The static side of training."""
-    return training.Trainer(model(settings, data), _OPTIMIZERS[settings.optimizer], settings.batch_size)
+    optimizer, penalty = _OPTIMIZERS[settings.optimizer], getattr(penalties, settings.penalty)
+    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty)
 
 
 def groups(settings: Settings, network: Model, num_samples: int) -> dict[Cell, sweeps.Group]:
@@ -58,7 +59,13 @@ def groups(settings: Settings, network: Model, num_samples: int) -> dict[Cell, s
         convergence = training.Convergence(settings.train_accuracy, settings.patience, max_epochs=settings.max_epochs)
 
     def group(cell):
-        hparams = HParams(settings.learning_rate, settings.weight_decay, float(cell.shrink), float(cell.noise_scale))
+        hparams = HParams(
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            shrink=float(cell.shrink),
+            noise_scale=float(cell.noise_scale),
+            penalty_strength=settings.penalty_strength,
+        )
         lanes = sweeps.make_lanes(range(settings.seeds), hparams, convergence, num_samples)
         return sweeps.Group(cell.name, made[cell.restart], lanes)
 

@@ -12,6 +12,7 @@ MODELS = ("logistic", "mlp", "resnet18")
 ACTIVATIONS = ("tanh", "relu")
 INITIALIZATIONS = ("torch", "flax")
 OPTIMIZERS = ("adam", "sgd")
+PENALTIES = ("none", "confidence", "adversarial")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 RESTARTS = ("warm_start", "random_init", "shrink_perturb", "noise_only", "last_layer")
 STATISTICS = ("reset", "keep", "recalibrate")
@@ -57,6 +58,8 @@ class Settings:
     learning_rate: float = _flag(0.001, "η, per step.")
     batch_size: int = _flag(128, "Samples a step.")
     weight_decay: float = _flag(0.0, "Coupled L2: times θ, added to the gradient.")
+    penalty: str = _flag("none", f"Added to the loss: one of {', '.join(PENALTIES)}; for L2 see --weight_decay.")
+    penalty_strength: float = _flag(0.0, "β of confidence (times the entropy, nats), ε of adversarial (of pixels ±1).")
     precision: str = _flag("float32", f"Of matrix products and convolutions: one of {', '.join(PRECISIONS)}.")
     restart: tuple[str, ...] = _flag(
         ("warm_start", "random_init", "shrink_perturb"), f"Any of {', '.join(RESTARTS)}, with commas."
@@ -90,8 +93,11 @@ class Settings:
                 raise UsageError(f"--{field} must be positive{' and below 2**31' * (value > 0)}, got {value}")
         if not 0 < self.train_accuracy <= 1:
             raise UsageError(f"--train_accuracy is a fraction: it must lie in (0, 1], got {self.train_accuracy}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"--weight_decay must be at least 0, got {self.weight_decay}")
+        for field in ("weight_decay", "penalty_strength"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UsageError(f"--{field} must be at least 0, got {getattr(self, field)}")
+        if self.penalty_strength and self.penalty == "none":
+            raise UsageError(f"--penalty_strength={self.penalty_strength} needs --penalty=confidence or adversarial")
         if any(size <= 0 for size in self.hidden):
             raise UsageError(f"--hidden must be positive layer sizes, got {','.join(map(str, self.hidden))}")
         if not self.restart:
@@ -131,6 +137,7 @@ _CHOICES = {
     "activation": ACTIVATIONS,
     "init": INITIALIZATIONS,
     "optimizer": OPTIMIZERS,
+    "penalty": PENALTIES,
     "precision": PRECISIONS,
     "restart": RESTARTS,
     "statistics": STATISTICS,

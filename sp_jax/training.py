@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from sp_jax import penalties
 from sp_jax.random import Purpose, key_for
 from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, TrainState
 
@@ -93,6 +94,7 @@ class Trainer(NamedTuple):
     model: Model
     optimizer: Optimizer
     batch_size: int
+    penalty: penalties.Penalty = penalties.none
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
@@ -113,7 +115,7 @@ def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState
 def train_step(
     trainer: Trainer, hparams: HParams, state: TrainState, inputs: chex.Array, labels: chex.Array, mask: chex.Array
 ) -> tuple[TrainState, chex.Array, chex.Array]:
-    """One step on the mean cross-entropy of the real samples of a batch.
+    """One step on the mean loss, cross-entropy and penalty, of the real samples of a batch.
 
     Args:
       trainer: the static side.
@@ -128,9 +130,12 @@ def train_step(
     """
 
     def mean_loss(params):
-        logits, batch_stats = trainer.model.apply(params, state.batch_stats, inputs, mask, True)
-        losses, correct = _losses(logits, labels, mask)
-        return jnp.sum(losses) / jnp.sum(mask), (batch_stats, jnp.sum(losses), jnp.sum(correct, dtype=jnp.int32))
+        def forward(x):
+            return trainer.model.apply(params, state.batch_stats, x, mask, True)
+
+        losses, logits, batch_stats = trainer.penalty(forward, inputs, labels, mask, hparams.penalty_strength)
+        loss = jnp.sum(jnp.where(mask, losses, 0))
+        return loss / jnp.sum(mask), (batch_stats, loss, _num_correct(logits, labels, mask))
 
     gradient, (batch_stats, loss, correct) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = trainer.optimizer(hparams).update(gradient, state.opt_state, state.params)
@@ -249,17 +254,15 @@ def evaluate(model: Model, state: TrainState, data: Dataset, indices: chex.Array
         chosen = jax.lax.dynamic_slice(padded, (i * batch_size,), (batch_size,))
         mask = i * batch_size + jnp.arange(batch_size) < count
         logits, _ = model.apply(state.params, state.batch_stats, data.inputs[chosen], mask, False)
-        losses, right = _losses(logits, data.labels[chosen], mask)
-        return loss + jnp.sum(losses).astype(loss.dtype), correct + jnp.sum(right, dtype=jnp.int32)
+        losses = jnp.where(mask, penalties.cross_entropy(logits, data.labels[chosen]), 0)
+        right = _num_correct(logits, data.labels[chosen], mask)
+        return loss + jnp.sum(losses).astype(loss.dtype), correct + right
 
     start = (jnp.zeros((), float), jnp.zeros((), jnp.int32))
     loss, correct = jax.lax.fori_loop(0, num_batches, batch, start)
     return Evaluation(correct.astype(float) / count, loss / count)
 
 
-def _losses(logits, labels, mask):
-    """Cross-entropy, nats, and whether it was predicted right, of each sample: both [B], nothing where masked."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = (jnp.argmax(logits, axis=-1) == labels) & mask
-    return jnp.where(mask, losses, 0), correct
+def _num_correct(logits, labels, mask):
+    """How many of the real samples are predicted right, int32."""
+    return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask, dtype=jnp.int32)

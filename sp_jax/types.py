@@ -52,6 +52,7 @@ class HParams:
     weight_decay: chex.Numeric = 0.0  # coupled L2: added to the gradient, times θ
     shrink: chex.Numeric = 1.0  # λ in [0, 1]; 1 is the warm start
     noise_scale: chex.Numeric = 0.0  # σ >= 0; times a freshly drawn network (or N(0, 1))
+    penalty_strength: chex.Numeric = 0.0  # β or ε of `sp_jax.penalties`
 
 
 class StopReason(enum.IntEnum):

@@ -107,7 +107,8 @@ def test_every_restart_and_policy_runs(tmp_path):
     call(
         restart="noise_only,last_layer,warm_start,random_init,shrink_perturb", shrink=".5", noise_scale="1e-2,0",
         statistics="recalibrate", optimizer_state="keep", noise="fresh", restart_first=True, optimizer="sgd",
-        weight_decay=0.001, activation="relu", init="flax", epochs=2, workdir=str(tmp_path / "run"), **TINY
+        weight_decay=0.001, activation="relu", init="flax", epochs=2,
+        penalty="adversarial", penalty_strength=0.1, workdir=str(tmp_path / "run"), **TINY
     )  # fmt: skip
     rows = read(tmp_path / "run")
     assert {row["stop_reason"] for row in rows} == {"fixed"}
@@ -147,12 +148,13 @@ def tree(value):
 def test_flags_become_the_restarts_that_they_name(cell, body, head, policy):
     wanted = settings.Settings(
         restart=(cell[0],), shrink=("0.5",), noise_scale=("0.1",), noise="fresh", statistics=policy,
-        optimizer_state=policy, learning_rate=0.3, weight_decay=0.2, seeds=2, patience=7,
+        optimizer_state=policy, learning_rate=0.3, weight_decay=0.2, seeds=2, patience=7, penalty="adversarial",
+        penalty_strength=0.05,
     )  # fmt: skip
     ((found, group),) = build.groups(wanted, None, 30).items()
     hparams = jax.tree.map(lambda x: float(x[0]), group.lanes.hparams)
     assert found == cell
-    assert dataclasses.astuple(hparams) == pytest.approx((0.3, 0.2, float(cell[1]), float(cell[2])))
+    assert dataclasses.astuple(hparams) == pytest.approx((0.3, 0.2, float(cell[1]), float(cell[2]), 0.05))
     assert group.lanes.convergence.patience.tolist() == [7, 7]
     old, fresh = (TrainState(tree(x), {"mean": jnp.float32(x)}, jnp.float32(x)) for x in (10.0, 1.0))
     new = group.restart(jax.random.key(0), old, fresh, shrink=hparams.shrink, noise_scale=hparams.noise_scale)
@@ -160,6 +162,15 @@ def test_flags_become_the_restarts_that_they_name(cell, body, head, policy):
     np.testing.assert_allclose(new.params["head"]["kernel"], head, rtol=1e-6)
     kept = 10 if policy == "keep" and cell[0] != "random_init" else 1
     assert (new.batch_stats["mean"], new.opt_state) == (kept, kept)
+
+
+@pytest.mark.parametrize("name", settings.PENALTIES)
+def test_the_penalty_by_flag(name):
+    from sp_jax import data, penalties
+
+    trainer = build.trainer(settings.Settings(penalty=name, batch_size=7, optimizer="sgd"), data.mixture())
+    assert trainer.penalty is getattr(penalties, name)
+    assert (trainer.batch_size, trainer.optimizer.__name__) == (7, "sgd")
 
 
 def test_gaussian_noise_by_flag():
@@ -291,6 +302,9 @@ WRONG = [
     ({"learning_rate": float("nan")}, "--learning_rate must be positive"),
     ({"weight_decay": -0.1}, "--weight_decay must be at least 0"),
     ({"patience": 0}, "--patience must be positive"),
+    ({"penalty": "confidance"}, "unknown --penalty=confidance; did you mean 'confidence'?"),
+    ({"penalty": "confidence", "penalty_strength": -1.0}, "--penalty_strength must be at least 0"),
+    ({"penalty_strength": 0.1}, "--penalty_strength=0.1 needs --penalty=confidence or adversarial"),
     ({"max_epochs": 0}, "--max_epochs must be positive"),
     ({"epochs": 0}, "--epochs must be positive"),
     ({"hidden": "100,x"}, "--hidden must be whole numbers"),
