@@ -152,7 +152,10 @@ class Engine:
 
     def place(self, lanes):
         """Puts a pytree of [L, ...] on the devices, the last lane repeated until they are evenly filled."""
-        pad = lambda x: np.concatenate([x, np.repeat(x[-1:], self._padding, axis=0)])  # noqa: E731
+
+        def pad(x):
+            return np.concatenate([x, np.repeat(x[-1:], self._padding, axis=0)])
+
         return jax.device_put(jax.tree.map(pad, lanes), NamedSharding(self.mesh, PartitionSpec("lanes")))
 
     def fetch(self, lanes):
@@ -166,7 +169,7 @@ class Engine:
     def begin(
         self, lanes: Lane, state: TrainState, restart: restarts.Restart, round_: int, num_visible: int
     ) -> Progress:
-        """Restarts each lane before a round; `restarts.warm_start` changes nothing but what its policies say."""
+        """Restarts each lane before a round (Section 4); `restarts.no_restart` goes on with the state as it is."""
         if restart not in self._restarts:
             self._restarts[restart] = self._program(self._restart_lane(restart))
         carry = (state, self._active)
