@@ -28,7 +28,7 @@ _STEPS = flags.DEFINE_integer("steps", 0, "Batches in one measurement; 0: about 
 def engine_rate(settings: Settings, dataset: Dataset, num_lanes: int):
     """A function that trains one epoch of so many batches in the engine and returns samples/s, all lanes together."""
     engine = sweeps.Engine(build.trainer(settings, dataset), dataset, num_lanes)
-    hparams = HParams(settings.learning_rate, settings.weight_decay, 1.0, 0.0)
+    hparams = _hparams(settings)
     one_epoch = training.Convergence.exactly(1)
     lanes = engine.place(sweeps.make_lanes(range(num_lanes), hparams, one_epoch, len(dataset.labels)))
     state = engine.init(lanes)
@@ -47,7 +47,7 @@ def engine_rate(settings: Settings, dataset: Dataset, num_lanes: int):
 def step_rate(settings: Settings, dataset: Dataset):
     """A function that takes so many jitted steps, batches gathered and counted on the host, and returns samples/s."""
     trainer = build.trainer(settings, dataset)
-    hparams = HParams(settings.learning_rate, settings.weight_decay)
+    hparams = _hparams(settings)
     step = jax.jit(lambda *args: training.train_step(trainer, hparams, *args), donate_argnums=0)
     lane = jax.tree.map(lambda x: x[0], sweeps.make_lanes([0], hparams, training.Convergence(), len(dataset.labels)))
     mask = np.ones(settings.batch_size, bool)
@@ -66,19 +66,23 @@ def step_rate(settings: Settings, dataset: Dataset):
     return measure
 
 
+def _hparams(settings):
+    return HParams(settings.learning_rate, settings.weight_decay, penalty_strength=settings.penalty_strength)
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures in turn and prints medians and their ratio."""
     with cli.one_line_errors(argv):
         settings = Settings(**options.settings())
         dataset = options.dataset(settings.dataset)
+        most = data.arrival.num_training(len(dataset.labels)) // settings.batch_size - 1
+        if most < 1:
+            raise UsageError(f"--batch_size={settings.batch_size} leaves no two batches of the training samples")
         cores = len(jax.devices())
         measured = {"one jitted step at a time": step_rate(settings, dataset)}
         measured["one lane in the engine"] = engine_rate(settings, dataset, 1)
         if cores > 1:
             measured[f"{cores} lanes on {cores} devices"] = engine_rate(settings, dataset, cores)
-        most = data.arrival.num_training(len(dataset.labels)) // settings.batch_size - 1
-        if most < 1:
-            raise UsageError(f"--batch_size={settings.batch_size} leaves no two batches of the training samples")
         rate = [measure(min(4, most)) for measure in measured.values()][-1]  # compiles everything
         steps = max(1, min(most, _STEPS.value or int(2 * rate / settings.batch_size)))
         rates = {name: [] for name in measured}

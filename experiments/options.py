@@ -16,8 +16,12 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded images; 
 
 def _define(field: dataclasses.Field):
     """A flag for a setting; its value is None where it was not given."""
-    kinds = {int: flags.DEFINE_integer, int | None: flags.DEFINE_integer, float: flags.DEFINE_float}
-    kinds[bool] = flags.DEFINE_bool
+    kinds = {
+        int: flags.DEFINE_integer,
+        int | None: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+    }
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     meaning = field.metadata["help"] + ("" if default is None else f" Default {default}.")
     return kinds.get(field.type, flags.DEFINE_string)(field.name, None, meaning)

@@ -25,14 +25,12 @@ _PRESET = flags.DEFINE_string("preset", None, "quick (default: minutes on a CPU)
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
 
 
-def train(job: workdir.Job, dataset: Dataset) -> None:
+def train(job: workdir.Job, dataset: Dataset, arrivals: Sequence[int]) -> None:
     """Runs one experiment to its end, writing rows as rounds end, then its figures and report."""
-    num_samples = len(dataset.labels)
-    arrivals = job.experiment.arrivals(job.settings, data.arrival.num_training(num_samples))[: job.settings.rounds]
     workdir.write_config(job, arrivals)
     file = results.Results(job.folder / "results.csv")
     engine = sweeps.Engine(build.trainer(job.settings, dataset), dataset, job.settings.seeds)
-    groups = build.groups(job.settings, engine.trainer.model, num_samples)
+    groups = build.groups(job.settings, engine.trainer.model, len(dataset.labels))
     store = Store(job.folder / "checkpoints")
     done = {cell: min(store.newest(group.name), len(arrivals)) for cell, group in groups.items()}
     for cell, rounds in done.items():
@@ -75,11 +73,14 @@ def main(argv: Sequence[str]) -> None:
 
 def _train_all(jobs):
     datasets = {name: options.dataset(name) for name in dict.fromkeys(job.settings.dataset for job in jobs)}
-    for job in jobs:
-        num_samples = len(datasets[job.settings.dataset].labels)
-        job.experiment.arrivals(job.settings, data.arrival.num_training(num_samples))
-    for job in jobs:
-        train(job, datasets[job.settings.dataset])
+    arrivals = [_arrivals(job, datasets[job.settings.dataset]) for job in jobs]  # all are checked before one is trained
+    for job, visible in zip(jobs, arrivals, strict=True):
+        train(job, datasets[job.settings.dataset], visible)
+
+
+def _arrivals(job, dataset):
+    num_train = data.arrival.num_training(len(dataset.labels))
+    return job.experiment.arrivals(job.settings, num_train)[: job.settings.rounds]
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sp_jax.models.layers import INITS
+from sp_jax.restarts import OPTIMIZER_STATES, STATISTICS
+
 MODELS = ("logistic", "mlp", "resnet18")
 ACTIVATIONS = ("tanh", "relu")
-INITIALIZATIONS = ("torch", "flax")
 OPTIMIZERS = ("adam", "sgd")
 PENALTIES = ("none", "confidence", "adversarial")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 RESTARTS = ("warm_start", "random_init", "shrink_perturb", "noise_only", "last_layer")
-STATISTICS = ("reset", "keep", "recalibrate")
-OPTIMIZER_STATES = ("reset", "keep")
 NOISES = ("gaussian", "fresh")
 
 LARGEST = 2**31  # what a device counts to
@@ -135,7 +135,7 @@ class Settings:
 _CHOICES = {
     "model": MODELS,
     "activation": ACTIVATIONS,
-    "init": INITIALIZATIONS,
+    "init": INITS,
     "optimizer": OPTIMIZERS,
     "penalty": PENALTIES,
     "precision": PRECISIONS,

@@ -52,17 +52,16 @@ def plan(
     """
     if resume and not workdir:
         raise UsageError("--resume needs --workdir=<folder>: which run should go on?")
-    base = expand(workdir) if workdir else _new_folder(names or ("online",))
+    named, names = bool(names), names or ("online",)
+    several = len(names) > 1
+    base = expand(workdir) if workdir else _new_folder(names)
     _check_writable(base)
-    several = len(names or ()) > 1
-    if resume and not names:
-        found = [config["experiment"] for folder in subfolders(base) if (config := _read_config(folder))]
-        several = bool(found) and _read_config(base) is None
-        names = found if several else None
     if not resume:
         _check_empty(base)
+    elif not named:
+        names, several = _held(base) or (names, several)
     jobs = []
-    for name in names or (((_read_config(base) if resume else None) or {"experiment": "online"})["experiment"],):
+    for name in names:
         experiment = registry.get(name)
         folder = base / name if several else base
         asked = {**(experiment.presets[preset] if preset else {}), **explicit}
@@ -148,6 +147,15 @@ def _read_config(folder):
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); restore it, or start again in another --workdir") from None
     return config
+
+
+def _held(base):
+    """The experiments that a folder holds and whether each has a subfolder; None where it holds none."""
+    own = _read_config(base)
+    if own is not None:
+        return (own["experiment"],), False
+    below = tuple(_read_config(folder)["experiment"] for folder in subfolders(base))
+    return (below, True) if below else None
 
 
 def _new_folder(names):

@@ -104,10 +104,9 @@ def make_restart(
         raise ValueError("statistics='recalibrate' needs the model, to run it on the batches")
 
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
-        if rule is random_init:
-            transforms.check_same(state.params, fresh.params)
-            return fresh
         params = rule(key, state.params, fresh.params, shrink=shrink, noise_scale=noise_scale)
+        if rule is random_init:
+            return fresh
         batch_stats = state.batch_stats if statistics == "keep" else fresh.batch_stats
         if statistics == "recalibrate":
             if batches is None:

@@ -416,7 +416,7 @@ def test_settings_survive_json():
 
 def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(run, "train", lambda job, _: jobs.append(job))
+    monkeypatch.setattr(run, "train", lambda job, *_: jobs.append(job))
     monkeypatch.setattr(run.data, "load", lambda *_, **__: type("Fake", (), {"labels": range(50_000)}))
     call(experiment="online,two_phase", preset="paper", workdir=str(tmp_path / "a"))
     call(experiment="online", preset="paper", model="mlp", seeds=1, workdir=str(tmp_path / "b"))
