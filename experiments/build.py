@@ -1,8 +1,12 @@
 """From names to objects: settings become a model, an optimiser, restarts, groups of lanes."""
 
+import math
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -55,9 +59,10 @@ def trainer(settings: Settings, data: Dataset) -> training.Trainer:
 class Builder:
     """Makes groups of lanes; what several of them need is made once, and so compiled and put on the devices once."""
 
-    def __init__(self, datasets: Mapping[str, Dataset]):
-        """`datasets` by name: all that the groups need."""
+    def __init__(self, datasets: Mapping[str, Dataset], plan: Mapping[Member, Sequence[Phase]]):
+        """`datasets` by name: all that the groups need; `plan`: the phases of each member of the grid."""
         self._datasets = dict(datasets)
+        self._members = Counter(key for phases in plan.values() for key in {_static(p.settings) for p in phases})
         self._made = {}
 
     def group(self, member: Member, phases: Sequence[Phase]) -> sweeps.Group:
@@ -75,15 +80,23 @@ class Builder:
 
     def engine(self, settings: Settings) -> sweeps.Engine:
         """The programs of a static configuration."""
-        key = tuple(getattr(settings, name) for name in STATIC)
 
         def make():
             data = self._datasets[settings.dataset]
-            engine = sweeps.Engine(trainer(settings, data), data, settings.seeds)
+            made = trainer(settings, data)
+            engine = sweeps.Engine(made, data, self._num_lanes(settings, made))
             self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
             return engine
 
-        return self._once(("engine", key), make)
+        return self._once(("engine", _static(settings)), make)
+
+    def _num_lanes(self, settings, made):
+        """All lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""
+        lanes = sweeps.make_lanes([0], HParams(), training.Convergence(), 3)
+        state = jax.eval_shape(jax.vmap(lambda lane: training.init_state(made, lane, 0)), lanes)
+        each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+        room = _memory() // 8 // each // settings.seeds
+        return settings.seeds * max(1, min(self._members[_static(settings)], room))
 
     def _restart(self, member, phase, shapes):
         settings, restart = phase.settings, member.cell.restart
@@ -122,6 +135,18 @@ class Builder:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def _static(settings):
+    """What is compiled into an engine's programs."""
+    return tuple(getattr(settings, name) for name in STATIC)
+
+
+def _memory():
+    """Bytes of all devices together, or of the machine where they are its own cores."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    of_devices = sum(each.get("bytes_limit", 0) for each in stats)
+    return of_devices or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _strength(settings):

@@ -45,15 +45,16 @@ class Reporter:
             self._stream.write("\r\033[K")
             self._stream.flush()
 
-    def chunk(self, group: Group, round_: int, progress: Progress) -> None:
-        """A chunk of a round has ended; `progress` is [L]."""
-        self._partial = float(np.mean(progress.epoch)) * self._visible[group.name][round_ - 1]
+    def chunk(self, groups: Sequence[Group], round_: int, progress: Progress) -> None:
+        """A chunk of a round of the groups that train together has ended; `progress` is that of all their lanes."""
+        name = groups[0].name
+        self._partial = len(groups) * float(np.mean(progress.epoch)) * self._visible[name][round_ - 1]
         if not self._terminal and time.monotonic() - self._said < QUIET_SECONDS:
             return
         running = int(np.sum(progress.stop_reason == StopReason.RUNNING))
         accuracy = 100 * float(np.mean(progress.train_accuracy))
         self._say(
-            f"{self._where(group.name, round_)}: epoch {int(progress.epoch.max()):,}, "
+            f"{self._where(name, round_, len(groups))}: epoch {int(progress.epoch.max()):,}, "
             f"training accuracy {accuracy:.1f} %, {running} of {len(progress.epoch)} still training{self._left()}",
             passing=True,
         )
@@ -65,7 +66,7 @@ class Reporter:
         self._round[name] = first.round
         self._epochs[name] = float(np.mean([result.epochs for result in results]))
         self._work += trained * self._epochs[name] * first.num_train
-        self._seconds += trained * first.seconds
+        self._seconds += trained * first.seconds * len(results) / first.lanes
         self._partial = 0.0
         accuracy = 100 * float(np.mean([result.validation_accuracy for result in results]))
         self._say(
@@ -74,8 +75,9 @@ class Reporter:
             passing=self._terminal,
         )
 
-    def _where(self, name, round_):
-        return f"round {round_} of {len(self._visible[name])}, {self._labels[name]}"
+    def _where(self, name, round_, groups=1):
+        label = self._labels[name] if groups == 1 else f"{groups} settings"
+        return f"round {round_} of {len(self._visible[name])}, {label}"
 
     def _left(self) -> str:
         """Remaining rounds at the last round's number of epochs, at the speed so far."""

@@ -83,7 +83,7 @@ def _train_all(jobs):
     ]
     check.plans(plans, dataset)
     for job, plan in zip(jobs, plans, strict=True):
-        builder = build.Builder(loaded)
+        builder = build.Builder(loaded, plan)
         train(job, [builder.group(member, phases) for member, phases in plan.items()])
 
 

@@ -44,7 +44,6 @@ class LineSummary(NamedTuple):
     samples_total: float  # visited in all rounds
     ratio_last: float  # to random init, over the seeds that both have; NaN where there are none
     ratio_total: float  # over the seeds and rounds that both have
-    seconds: float  # of one lane: wall time of its group over the number of lanes, all rounds
     not_converged: int  # lanes and rounds that ended by plateau, cap or NaN
     first_accuracy: float  # per cent, mean over the seeds in the first round
     first_deviation: float
@@ -143,7 +142,7 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
     lines = [
         (
             *names, "restart", "λ", "σ", *(["first round"] if two else []), "validation accuracy", "samples visited",
-            "in the last round", "seconds a lane", "seeds",
+            "in the last round", "seeds",
         ),
     ]  # fmt: skip
     for s in summaries:
@@ -153,7 +152,7 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
         costs = _cost(s.samples_total, s.ratio_total), _cost(s.samples_last, s.ratio_last)
         values = ["" if value == "None" else value for _, value in s.line.variant]
         first = [f"{s.first_accuracy:.1f} %"] if two else []
-        lines.append((*values, *s.cell, *first, accuracy, *costs, f"{s.seconds:.1f}", str(s.seeds)))
+        lines.append((*values, *s.cell, *first, accuracy, *costs, str(s.seeds)))
     stuck = {s.line: s.not_converged for s in summaries if s.not_converged}
     notes = [f"- {label(line)}: {count} lane-rounds did not reach the threshold." for line, count in stuck.items()]
     return "\n".join([markdown(lines), "", *notes] if notes else [markdown(lines)])
@@ -183,7 +182,6 @@ def _summarize(line, rows, base, *, whole):
         samples_total=sum(row["samples_seen"] for row in rows) / seeds,
         ratio_last=_ratio(final, last, ("seed",) if whole else ("seed", "round")),
         ratio_total=_ratio(rows, base, ("seed",) if whole else ("seed", "round")),
-        seconds=sum(row["seconds"] / row["lanes"] for row in rows) / seeds,
         not_converged=sum(not row["converged"] for row in rows),
         first_accuracy=float(np.mean(first)) if first else float("nan"),
         first_deviation=float(np.std(first, ddof=1)) if len(first) > 1 else float("nan"),

@@ -13,11 +13,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sp_jax import restarts, training
 from sp_jax.data import arrival
 from sp_jax.plasticity.methods import check_method
+from sp_jax.program import BATCH, LANES, Program, pad, regrouped
 from sp_jax.random import Purpose, key_for
 from sp_jax.training import Convergence, Lane, Trainer
 from sp_jax.types import Batches, Dataset, Evaluation, HParams, Progress, StopReason, TrainState
@@ -56,7 +58,8 @@ def lanes_of(
       A `Lane` of [L, ...] NumPy arrays.
     """
     settings = (_repeat(record, len(seeds)) for record in (hparams, convergence))
-    return Lane(np.int32(seeds), *settings, np.asarray(order, np.int32), np.asarray(validation, np.int32))
+    indices = (np.asarray(order, np.int32), np.asarray(validation, np.int32))
+    return Lane(np.int32(seeds), *settings, *indices, np.ones(len(seeds), bool))
 
 
 def _repeat(record, count):
@@ -71,47 +74,6 @@ def _split(seeds, num_samples):
     return jax.vmap(lambda seed: arrival.split(seed, num_samples))(seeds)
 
 
-class Program:
-    """A function of one lane, over all lanes and devices; compiled ahead of time at its first call, and never again.
-
-    Lanes of one device run side by side (`vmap`) or one after the other (`lax.map`), and devices know nothing of each
-    other, so each stops by itself.
-    """
-
-    def __init__(self, function: Callable, mesh: jax.sharding.Mesh, *, vectorize: bool, donate: bool = False):
-        """Args:
-        function: `function(lane, carry, *shared)`, of one lane.
-        mesh: one axis named `lanes`.
-        vectorize: `vmap` within a device rather than `lax.map`.
-        donate: whether the carry gives its buffers to the result.
-        """
-
-        def on_device(lanes, carries, shared):
-            def one(lane_and_carry):
-                return function(*lane_and_carry, *shared)
-
-            each = jax.vmap(one) if vectorize else partial(jax.lax.map, one)
-            return each((lanes, carries))
-
-        split, whole = PartitionSpec("lanes"), PartitionSpec()
-        specs = (split, split, whole)
-        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-        self._jitted = jax.jit(
-            mapped, in_shardings=shardings, out_shardings=shardings[0], donate_argnums=(1,) if donate else ()
-        )
-        self._compiled = None
-        self.compile_seconds = 0.0
-
-    def __call__(self, lanes, carry, *shared):
-        """`lanes` and `carry` are pytrees of [L, ...], L a multiple of the number of devices; all share `shared`."""
-        if self._compiled is None:
-            start = time.monotonic()
-            self._compiled = self._jitted.lower(lanes, carry, shared).compile()
-            self.compile_seconds = time.monotonic() - start
-        return self._compiled(lanes, carry, shared)
-
-
 class Engine:
     """The programs of one static configuration (model, data, optimiser, batch size) on some devices."""
 
@@ -122,52 +84,68 @@ class Engine:
         num_lanes: int,
         *,
         devices: Sequence[jax.Device] | None = None,
-        vectorize: bool | None = None,
+        side_by_side: int | None = None,
+        devices_per_lane: int = 1,
     ):
         """Puts the data on the devices.
 
         Args:
           trainer: the static side of training.
           data: all samples; a copy goes to each device.
-          num_lanes: L of every group.
-          devices: all by default; never more than lanes.
-          vectorize: see `Program`; by default on accelerators only, where one lane does not fill the machine.
+          num_lanes: the most lanes of a call; where there are fewer, idle ones fill up, which cost nothing.
+          devices: all by default; never more than the lanes can use.
+          side_by_side: how many lanes a device trains at once (`vmap`), the others after them; by default one on a CPU,
+            and all of a device's on an accelerator, which one lane does not fill. `fastest_side_by_side` measures.
+          devices_per_lane: over how many devices the samples of a lane's batch are spread (data parallelism); the
+            statistics of BatchNorm are those of the whole batch.
 
         Raises:
-          ValueError: the trainer's method re-draws hidden units, and its model has no `links`.
+          ValueError: the trainer's method re-draws hidden units, and its model has no `links`; the devices or the
+            batch cannot be divided so.
         """
         check_method(trainer.method, trainer.model)
-        devices = list(devices or jax.devices())[:num_lanes]
-        self.trainer, self.num_lanes = trainer, num_lanes
-        self.vectorize = devices[0].platform != "cpu" if vectorize is None else vectorize
-        self.mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
+        devices = list(devices or jax.devices())
+        _check_devices_per_lane(devices_per_lane, len(devices), trainer.batch_size)
+        self.num_lanes = num_lanes
+        self._rows = min(len(devices) // devices_per_lane, num_lanes)  # of devices, each with lanes of its own
+        most = -(-num_lanes // self._rows)
+        self.side_by_side = min(side_by_side or (1 if devices[0].platform == "cpu" else most), most)
+        shape = (self._rows, devices_per_lane)
+        devices, kinds = devices[: self._rows * devices_per_lane], (AxisType.Auto,) * 2
+        self.mesh = jax.make_mesh(shape, (LANES, BATCH), axis_types=kinds, devices=devices)
+        self.trainer = trainer._replace(spread=self._spread) if devices_per_lane > 1 else trainer
         self.data = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
-        self._padding = -num_lanes % len(devices)
-        real = np.arange(num_lanes + self._padding) < num_lanes
-        self._active = jax.device_put(real, NamedSharding(self.mesh, PartitionSpec("lanes")))
         self._rate = 0.0  # lane-samples/s, as last measured
+        self.used = self.spent = 0  # epochs that lanes needed, and that devices had time for, until the slowest stopped
         self._compiled: dict[tuple, Program] = {}  # restarts and measures, by what is run on which kind of state
         self._init = self._program(self._init_lane)
         self._train = self._program(self._train_lane, donate=True)
         self._evaluate = self._program(self._evaluate_lane)
+        self._merge = self._program(_merge_lane)
 
     @property
     def compile_seconds(self) -> float:
         """How long compiling took so far, all programs together."""
         return sum(program.compile_seconds for program in self._programs())
 
+    @property
+    def _slots(self):
+        """Lanes of a call, idle ones included: whole batches on each row of devices."""
+        each = self._rows * self.side_by_side
+        return -(-self.num_lanes // each) * each
+
     def place(self, lanes):
-        """Puts a pytree of [L, ...] on the devices, the last lane repeated until they are evenly filled."""
+        """Puts a pytree of [L, ...], L at most `num_lanes`, on the devices; idle copies of the last lane fill up."""
+        count = len(jax.tree.leaves(lanes)[0])
+        padded = pad(lanes, self._slots)
+        if isinstance(padded, Lane):
+            padded = padded.replace(active=padded.active & (np.arange(self._slots) < count))
+        return jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec(LANES)))
 
-        def pad(x):
-            numpy = jnp if isinstance(x, jax.Array) else np
-            return numpy.concatenate([x, numpy.repeat(x[-1:], self._padding, axis=0)]) if self._padding else x
-
-        return jax.device_put(jax.tree.map(pad, lanes), NamedSharding(self.mesh, PartitionSpec("lanes")))
-
-    def fetch(self, lanes):
-        """The reverse of `place`: NumPy arrays of [L, ...]."""
-        return jax.tree.map(lambda x: np.asarray(x)[: self.num_lanes], lanes)
+    def fetch(self, lanes, count: int | None = None):
+        """The reverse of `place`: NumPy arrays of [L, ...]; `count` is L, by default `num_lanes`."""
+        count = self.num_lanes if count is None else count
+        return jax.tree.map(lambda x: _to_host(x)[:count], lanes)
 
     def init(self, lanes: Lane) -> TrainState:
         """The first initialisation of each lane."""
@@ -178,15 +156,41 @@ class Engine:
         return jax.eval_shape(jax.vmap(self._init_lane), lanes, ())
 
     def begin(
-        self, lanes: Lane, state: TrainState, restart: restarts.Restart, round_: int, num_visible: int
+        self,
+        lanes: Lane,
+        state: TrainState,
+        restart: restarts.Restart | Sequence[restarts.Restart],
+        round_: int,
+        num_visible: int,
     ) -> Progress:
-        """Restarts each lane before a round (Section 4); `restarts.no_restart` goes on with the state as it is."""
+        """Restarts each lane before a round (Section 4); `restarts.no_restart` goes on with the state as it is.
+
+        Args:
+          lanes: as placed.
+          state: of the lanes, as placed.
+          restart: of all lanes, or one for each lane.
+          round_: counted from 1.
+          num_visible: how many samples have arrived.
+
+        Returns:
+          Rounds that have not begun.
+        """
+        each = [restart] * self.num_lanes if callable(restart) else list(restart)
+        merged = None
+        for kind in dict.fromkeys(each):
+            chosen = np.array([one is kind for one in each] + [False] * (self._slots - len(each)))
+            chosen = jax.device_put(chosen, NamedSharding(self.mesh, PartitionSpec(LANES)))
+            mine = lanes.replace(active=lanes.active & chosen)
+            begun = self._begin(kind, state)(mine, state, self.data, np.int32(round_), np.int32(num_visible))
+            merged = begun if merged is None else self._merge(lanes, (chosen, begun, merged))
+        return merged
+
+    def _begin(self, restart, state):
         shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(state))
         key = (restart, jax.tree.structure(state), shapes)
         if key not in self._compiled:
             self._compiled[key] = self._program(self._restart_lane(restart))
-        carry = (state, self._active)
-        return self._compiled[key](lanes, carry, self.data, np.int32(round_), np.int32(num_visible))
+        return self._compiled[key]
 
     def train(
         self,
@@ -197,39 +201,67 @@ class Engine:
         on_chunk: Callable[[Progress], None] | None = None,
         on_epoch: Callable[[Progress], None] | None = None,
     ) -> Progress:
-        """Trains all lanes until each has stopped, in chunks of about `CHUNK_SECONDS`.
+        """Trains all lanes until each has stopped, in chunks of about `CHUNK_SECONDS`; lanes that have stopped make
+        room for the others.
 
         Args:
           lanes: as placed.
           progress: from `begin`; its buffers are reused.
           round_: counted from 1.
           num_visible: how many samples have arrived.
-          on_chunk: called with the progress (state left out) after each chunk, on the host.
+          on_chunk: called with the progress (state left out, idle lanes too) after each chunk, on the host.
           on_epoch: called with the progress, on the devices, before the first epoch and after each: a chunk is then
             one epoch.
 
         Returns:
           The progress, no lane `RUNNING`.
         """
-        limit, trained = 0, 0
+        home, active = np.arange(self._slots), _to_host(lanes.active)  # where each slot's lane belongs
+        trained, running = np.zeros(self._slots, int), active
         while True:
             if on_epoch:
                 on_epoch(progress)
-            per_epoch = self.num_lanes * num_visible / self._rate if self._rate else CHUNK_SECONDS
-            limit += 1 if on_epoch else max(1, int(CHUNK_SECONDS / per_epoch))
+            limit = trained.max() + (1 if on_epoch else self._epochs(running.sum() * num_visible))
             start, compiled = time.monotonic(), self.compile_seconds
             progress = self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(limit))
-            summary = self.fetch(progress.replace(state=None))
+            summary = jax.tree.map(_to_host, progress.replace(state=None))
             seconds = time.monotonic() - start - (self.compile_seconds - compiled)
-            epochs = int(summary.epoch.sum())
-            self._rate = (epochs - trained) * num_visible / max(seconds, 1e-9)
-            trained = epochs
+            epochs = summary.epoch - trained
+            self._rate = epochs.sum() * num_visible / max(seconds, 1e-9)
+            self._count(epochs)
+            trained, running = summary.epoch, (summary.stop_reason == StopReason.RUNNING) & active[home]
             if on_chunk:
-                on_chunk(summary)
-            if np.all(summary.stop_reason != StopReason.RUNNING):
-                if on_epoch:
-                    on_epoch(progress)
-                return progress
+                on_chunk(_take(summary, np.argsort(home)))
+            if not running.any():
+                break
+            order = None if on_epoch else regrouped(running, self._rows, self.side_by_side)
+            if order is not None:
+                lanes, progress = self._move((lanes, progress), order)
+                home, trained, running = home[order], trained[order], running[order]
+        if (home != np.arange(self._slots)).any():
+            progress = self._move(progress, np.argsort(home))
+        if on_epoch:
+            on_epoch(progress)
+        return progress
+
+    def _epochs(self, samples):
+        """How many epochs of so many samples, all running lanes together, fill a chunk; the same on all hosts."""
+        count = max(1, int(CHUNK_SECONDS * self._rate / samples)) if self._rate else 1
+        if jax.process_count() > 1:
+            count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
+        return count
+
+    def _count(self, epochs):
+        """Books the epochs of a chunk, [slots]: those that lanes needed, and those that the devices had time for."""
+        batches = epochs.reshape(self._rows, -1, self.side_by_side).max(axis=2)
+        self.used += int(epochs.sum())
+        self.spent += int(batches.sum(axis=1).max()) * self._rows * self.side_by_side
+
+    def _move(self, lanes, order):
+        """Gives the lanes other slots: `order[i]` moves to slot i."""
+        split, whole = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(LANES), PartitionSpec()))
+        move = jax.jit(_take, in_shardings=(split, whole), out_shardings=split)
+        return move(lanes, np.asarray(order, np.int32))
 
     def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
         """Each lane on its validation samples."""
@@ -253,17 +285,21 @@ class Engine:
         return self._compiled[key](lanes, carry, self.data, *shared)
 
     def _program(self, function, **options):
-        return Program(function, self.mesh, vectorize=self.vectorize, **options)
+        return Program(function, self.mesh, side_by_side=self.side_by_side, **options)
 
     def _programs(self):
-        return [self._init, self._train, self._evaluate, *self._compiled.values()]
+        return [self._init, self._train, self._evaluate, self._merge, *self._compiled.values()]
+
+    @staticmethod
+    def _spread(batch):
+        """Spreads the samples of a batch over the devices of a lane."""
+        return jax.lax.with_sharding_constraint(batch, PartitionSpec(BATCH))
 
     def _init_lane(self, lane, _):
         return training.init_state(self.trainer, lane, 0)
 
     def _restart_lane(self, restart):
-        def begin(lane, carry, data, round_, num_visible):
-            state, active = carry
+        def begin(lane, state, data, round_, num_visible):
             fresh = training.init_state(self.trainer, lane, round_)
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
@@ -272,7 +308,7 @@ class Engine:
             def apply(state):
                 return restart(key, state, fresh, **hparams, batches=batches)
 
-            return lane.convergence.start(self.trainer.method.restarted(apply, state), active=active)
+            return lane.convergence.start(self.trainer.method.restarted(apply, state), active=lane.active)
 
         return begin
 
@@ -285,7 +321,34 @@ class Engine:
         return Batches(data.inputs[order], masks, data.labels[order])
 
     def _train_lane(self, lane, progress, data, round_, num_visible, epoch_limit):
+        idle = jnp.where(lane.active, progress.stop_reason, StopReason.CAP.value)
+        progress = progress.replace(stop_reason=idle)
         return training.train_round(self.trainer, lane, data, progress, round_, num_visible, epoch_limit)
 
     def _evaluate_lane(self, lane, state, data):
         return training.evaluate(self.trainer.model, self.trainer.method.evaluated(state), data, lane.validation)
+
+
+def _merge_lane(lane, carry):
+    """One of two progresses."""
+    del lane
+    first, one, other = carry
+    return jax.tree.map(partial(jnp.where, first), one, other)
+
+
+def _take(lanes, order):
+    return jax.tree.map(lambda x: x[order], lanes)
+
+
+def _to_host(x):
+    """A NumPy array of all of it, whichever host holds it."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def _check_devices_per_lane(count, num_devices, batch_size):
+    if count < 1 or num_devices % count:
+        raise ValueError(f"devices_per_lane={count} does not divide the {num_devices} devices")
+    if batch_size % count:
+        raise ValueError(f"devices_per_lane={count} does not divide the batch size {batch_size}")

@@ -1,11 +1,11 @@
 """MANY lanes: seeds and settings side by side, rounds in sequence, checkpoints between them.
 
-A group is the lanes of one setting, one for each seed; groups that have been the same so far share their rounds.
+A group is the lanes of one setting, one for each seed. Groups that have been the same so far share their rounds; all
+others that an engine has room for train as one pool, a whole grid in one program.
 """
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class Phase(NamedTuple):
     engine: Engine  # a round may have another data set, batch size or optimiser than the one before
     lanes: Lane  # [L, ...]
     num_visible: int  # samples that have arrived
-    restart: restarts.Restart = restarts.no_restart  # before the round
+    restart: restarts.Restart | tuple = restarts.no_restart  # before the round: of all lanes, or one for each
 
 
 class Group(NamedTuple):
@@ -75,9 +75,14 @@ class Finished(NamedTuple):
 class Watch(NamedTuple):
     """What is looked at while groups train; off the hot path where it is not asked for."""
 
-    on_chunk: Callable[[Group, int, Progress], None] | None = None  # every few seconds; the state is left out
+    on_chunk: Callable[[Sequence[Group], int, Progress], None] | None = None  # of a pool, every few seconds; no state
     on_epoch: Callable[[Group, int, Lane, Progress], None] | None = None  # on the devices; slower, see `Engine.train`
     measure: Callable[[Phase, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
+
+    @property
+    def alone(self) -> bool:
+        """Whether each group trains by itself: what is looked at is one group's."""
+        return bool(self.on_epoch or self.measure)
 
 
 NOTHING = Watch()
@@ -103,20 +108,36 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Watch = N
     placed = {}
     for round_ in range(1, 1 + max((len(group.phases) for group in groups), default=0)):
         training_now = [g for g in groups if done.get(g.name, 0) < round_ <= len(g.phases)]
-        alike = Counter(histories[group.name][round_ - 1] for group in training_now)
-        finished = {}  # by history, for those who share it
+        owners = {}  # by history, for those who share it
         for group in training_now:
-            history = histories[group.name][round_ - 1]
-            found = finished.get(history)
-            if found is None:
-                found = (group.name, *_train(group, round_, states.get(group.name), placed, watch))
-                finished |= {history: found} if alike[history] > 1 else {}
-            owner, states[group.name], results, measures = found
+            owners.setdefault(histories[group.name][round_ - 1], group)
+        finished = {}  # by the owner's name, until all who share it have it
+        for group in training_now:
+            owner = owners[histories[group.name][round_ - 1]].name
+            if owner not in finished:
+                pool = _pool(owners.values(), group, round_, finished, watch)
+                finished |= _train(pool, round_, [states.get(g.name) for g in pool], placed, watch)
+            states[group.name], results, measures = finished[owner]
             yield Finished(group, results, owner, measures)
             if store is not None:
-                store.save(group.name, round_, group.phases[round_ - 1].engine.fetch(states[group.name]))
+                store.save(group.name, round_, states[group.name])
             if round_ == len(group.phases):
                 del states[group.name]
+
+
+def _pool(owners, first, round_, finished, watch):
+    """The group and those after it that train with it: in one engine, on as many samples, from states of one kind."""
+
+    def kind(group):
+        engine, _, num_visible, _ = group.phases[round_ - 1]
+        return engine, num_visible, round_ > 1 and group.phases[round_ - 2].engine
+
+    pool, room = [first], first.phases[round_ - 1].engine.num_lanes - len(first.phases[round_ - 1].lanes.seed)
+    for group in () if watch.alone else owners:
+        count = len(group.phases[round_ - 1].lanes.seed)
+        if group is not first and group.name not in finished and kind(group) == kind(first) and count <= room:
+            pool, room = [*pool, group], room - count
+    return pool
 
 
 def train_round(
@@ -144,28 +165,48 @@ def train_round(
       The state after the round, on the devices; the results, [L]; the measures, [L] each.
     """
     engine, _, num_visible, restart = phase
+    count = len(phase.lanes.seed)
     start, compiled = time.monotonic(), engine.compile_seconds
     state = engine.init(lanes) if state is None else state
     progress = engine.begin(lanes, state, restart, round_, num_visible)
     before = jax.tree.map(jnp.copy, progress.state) if measure else None
-    progress = engine.train(lanes, progress, round_, num_visible, on_chunk, on_epoch)
-    evaluation = engine.fetch(engine.evaluate(lanes, progress.state))
+    on_lanes = on_chunk and (lambda progress: on_chunk(jax.tree.map(lambda x: x[:count], progress)))
+    progress = engine.train(lanes, progress, round_, num_visible, on_lanes, on_epoch)
+    evaluation = engine.fetch(engine.evaluate(lanes, progress.state), count)
     measures = measure(phase, lanes, before, progress.state) if measure else {}
     seconds = time.monotonic() - start - (engine.compile_seconds - compiled)
-    summary = engine.fetch(progress.replace(state=None))
+    summary = engine.fetch(progress.replace(state=None), count)
     results = _results(phase.lanes.seed, round_, num_visible, summary, evaluation, seconds)
-    return progress.state, results, engine.fetch(measures)
+    return progress.state, results, engine.fetch(measures, count)
 
 
-def _train(group, round_, state, placed, watch):
-    """`train_round` of a group, its lanes put on the devices once."""
-    phase = group.phases[round_ - 1]
-    if (phase.engine, id(phase.lanes)) not in placed:
-        placed[phase.engine, id(phase.lanes)] = phase.engine.place(phase.lanes)
-    lanes = placed[phase.engine, id(phase.lanes)]
-    on_chunk = watch.on_chunk and (lambda progress: watch.on_chunk(group, round_, progress))
-    on_epoch = watch.on_epoch and (lambda progress: watch.on_epoch(group, round_, lanes, progress))
-    return train_round(phase, round_, lanes, state, on_chunk=on_chunk, on_epoch=on_epoch, measure=watch.measure)
+def _train(pool, round_, states, placed, watch):
+    """`train_round` of all groups of a pool at once; for each its state, results and measures, on the host."""
+    phases = [group.phases[round_ - 1] for group in pool]
+    counts = [len(phase.lanes.seed) for phase in phases]
+    engine, num_visible = phases[0].engine, phases[0].num_visible
+    restart = tuple(phase.restart for phase, count in zip(phases, counts, strict=True) for _ in range(count))
+    lanes = _stack([phase.lanes for phase in phases])
+    key = (engine, *(id(phase.lanes) for phase in phases))
+    if key not in placed:
+        placed[key] = engine.place(lanes)
+    state = None if states[0] is None else engine.place(_stack(states))
+    looks = {
+        "on_chunk": watch.on_chunk and (lambda progress: watch.on_chunk(pool, round_, progress)),
+        "on_epoch": watch.on_epoch and (lambda progress: watch.on_epoch(pool[0], round_, placed[key], progress)),
+    }
+    phase = Phase(engine, lanes, num_visible, restart)
+    found = train_round(phase, round_, placed[key], state, measure=watch.measure, **looks)
+    state, results, measures = engine.fetch(found[0], len(restart)), *found[1:]
+    cuts = np.cumsum([0, *counts])
+    return {
+        group.name: (jax.tree.map(lambda x, a=a, b=b: x[a:b], state), results[a:b], measures)
+        for group, a, b in zip(pool, cuts, cuts[1:], strict=False)
+    }
+
+
+def _stack(trees):
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs), *trees)
 
 
 def _restore(groups, store):
@@ -176,8 +217,7 @@ def _restore(groups, store):
         if done[group.name] > 0:
             engine, lanes, *_ = group.phases[done[group.name] - 1]
             found = store.restore(group.name, engine.shapes(lanes))[1]
-            if done[group.name] < len(group.phases):
-                states[group.name] = engine.place(found)
+            states |= {group.name: found} if done[group.name] < len(group.phases) else {}
     return states, done
 
 

@@ -110,6 +110,7 @@ class Lane:
     convergence: Convergence
     order: chex.Array  # [T] int32, indices of the training samples in the order of arrival
     validation: chex.Array  # [V] int32, indices of the validation samples
+    active: chex.Array = True  # False: the lane only fills up
 
 
 class Trainer(NamedTuple):
@@ -120,6 +121,7 @@ class Trainer(NamedTuple):
     batch_size: int
     penalty: penalties.Penalty = penalties.none
     method: methods.Method = methods.none
+    spread: Callable = lambda batch: batch  # puts the samples of a batch, [B, ...], on several devices
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
@@ -222,9 +224,8 @@ def train_epoch(
         state, loss, correct = carry
         batch = jax.lax.dynamic_slice(indices, (i * size,), (size,))
         mask = i * size + jnp.arange(size) < num_visible
-        state, batch_loss, batch_correct = train_step(
-            trainer, lane.hparams, state, data.inputs[batch], data.labels[batch], mask
-        )
+        samples = trainer.spread((data.inputs[batch], data.labels[batch], mask))
+        state, batch_loss, batch_correct = train_step(trainer, lane.hparams, state, *samples)
         return state, loss + batch_loss.astype(loss.dtype), correct + batch_correct
 
     num_batches = (num_visible + size - 1) // size

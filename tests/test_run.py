@@ -141,7 +141,8 @@ def last_phase(wanted):
     """The one cell of these settings, and what its lanes do in the second of two rounds of 30 samples."""
     small = dataclasses.replace(data.mixture(), inputs=data.mixture().inputs[:30], labels=data.mixture().labels[:30])
     (member,) = grid.Grid(wanted).members()
-    group = build.Builder({"mixture": small}).group(member, (Phase(wanted, 10), Phase(wanted, 20)))
+    phases = (Phase(wanted, 10), Phase(wanted, 20))
+    group = build.Builder({"mixture": small}, {member: phases}).group(member, phases)
     assert group.phases[0].restart is restarts.no_restart
     return member.cell, group.phases[1]
 

@@ -90,10 +90,10 @@ def each_alone():
     return train(groups)
 
 
-@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 3])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_lanes_together_give_the_results_of_each_alone(vectorize, devices, each_alone):
-    options = {"vectorize": vectorize, "devices": jax.devices()[:devices]}
+def test_lanes_together_give_the_results_of_each_alone(width, devices, each_alone):
+    options = {"side_by_side": width, "devices": jax.devices()[:devices]}
     together = train([group("shrink_perturb", 0.5, 0.1, name="all")], engine=options)
     for round_ in (1, 2, 3):
         for seed in range(3):
@@ -243,7 +243,7 @@ def test_chunks_reach_the_host(monkeypatch):
     monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
     seen = []
     groups = [group("warm_start", 1, 0)]
-    watch = sweeps.Watch(lambda g, r, p: seen.append((g.name, r, p.epoch.max(), p.stop_reason.copy())))
+    watch = sweeps.Watch(lambda g, r, p: seen.append((len(g), r, p.epoch.max(), p.stop_reason.copy())))
     found = train(groups, (60,), watch=watch)
     assert [epoch for _, _, epoch, _ in seen] == list(range(1, len(seen) + 1))
     assert len(seen) == max(result.epochs for result in found["warm_start_1_0", 1])
@@ -386,6 +386,6 @@ def test_recurrent_lanes_side_by_side_give_the_results_of_each_alone():
         (found,) = sweeps.run([sweeps.Group("texts", (sweeps.Phase(engine, lanes, 50),))])
         return [result.train_loss for result in found.results]
 
-    together = losses([0, 1], vectorize=True)
+    together = losses([0, 1], side_by_side=2)
     assert together[0] != together[1]
     assert together[1:] == pytest.approx(losses([1]), rel=1e-4)

@@ -1,0 +1,108 @@
+"""A function of one lane as a program of all lanes on all devices; and which lane goes where."""
+
+import time
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+LANES, BATCH = "lanes", "batch"  # the axes of a mesh: over lanes, and over the samples of a batch inside a lane
+
+
+class Program:
+    """A function of one lane, over all lanes and devices; compiled ahead of time at its first call, and never again.
+
+    A device takes its lanes in batches: those of a batch run side by side (`vmap`), the batches one after the other,
+    and a batch without an active lane costs nothing. Devices know nothing of each other, so each stops by itself.
+    """
+
+    def __init__(self, function: Callable, mesh: jax.sharding.Mesh, *, side_by_side: int, donate: bool = False):
+        """Args:
+        function: `function(lane, carry, *shared)`, of one lane.
+        mesh: of axes `lanes` and `batch`.
+        side_by_side: lanes of a batch.
+        donate: whether the carry gives its buffers to the result.
+        """
+
+        def on_device(lanes, carries, shared):
+            def batch(lanes_and_carries):
+                return _unless_idle(function, *lanes_and_carries, shared)
+
+            folded = jax.tree.map(lambda x: x.reshape(-1, side_by_side, *x.shape[1:]), (lanes, carries))
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(batch, folded))
+
+        split, whole = PartitionSpec(LANES), PartitionSpec()
+        specs = (split, split, whole)
+        mapped = jax.shard_map(
+            on_device, mesh=mesh, in_specs=specs, out_specs=split, axis_names={LANES}, check_vma=False
+        )
+        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        self._jitted = jax.jit(
+            mapped, in_shardings=shardings, out_shardings=shardings[0], donate_argnums=(1,) if donate else ()
+        )
+        self._compiled = None
+        self.compile_seconds = 0.0
+
+    def __call__(self, lanes, carry, *shared):
+        """`lanes` and `carry` are pytrees of [slots, ...], always the same number of slots; all share `shared`."""
+        if self._compiled is None:
+            start = time.monotonic()
+            self._compiled = self._jitted.lower(lanes, carry, shared).compile()
+            self.compile_seconds = time.monotonic() - start
+        return self._compiled(lanes, carry, shared)
+
+
+def _unless_idle(function, lanes, carries, shared):
+    """The function of each lane of a batch, or zeros where none of them is active."""
+
+    def each(lanes, carries):
+        if lanes.active.shape[0] > 1:
+            return jax.vmap(lambda *one: function(*one, *shared))(lanes, carries)
+        alone = function(*jax.tree.map(lambda x: x[0], (lanes, carries)), *shared)
+        return jax.tree.map(lambda x: x[None], alone)
+
+    def nothing(lanes, carries):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(each, lanes, carries))
+
+    return jax.lax.cond(jnp.any(lanes.active), each, nothing, lanes, carries)
+
+
+def regrouped(running: np.ndarray, num_devices: int, side_by_side: int) -> np.ndarray | None:
+    """An order of the slots in which running lanes fill whole batches, dealt evenly to the devices.
+
+    Lanes that have stopped cost nothing where a whole batch of them has; so when some have, the others move together.
+
+    >>> regrouped(np.array([True, False, False, False, True, False, True, True]), num_devices=2, side_by_side=2)
+    array([0, 4, 1, 2, 6, 7, 3, 5])
+
+    Args:
+      running: [slots] booleans.
+      num_devices: the slots of a device follow one another.
+      side_by_side: so do those of a batch.
+
+    Returns:
+      [slots]: which slot's lane moves to each slot; None where it would spare no device a batch.
+    """
+    busy = running.reshape(num_devices, -1, side_by_side).any(axis=2)
+    needed = -(-int(running.sum()) // side_by_side)
+    if busy.sum(axis=1).max() <= -(-needed // num_devices):
+        return None
+    batches = np.arange(busy.size).reshape(num_devices, -1).T.ravel()  # the first of each device, the second of each, …
+    slots = (batches[:, None] * side_by_side + np.arange(side_by_side)).ravel()
+    order = np.empty_like(slots)
+    order[slots] = np.argsort(~running, kind="stable")
+    return order
+
+
+def pad(lanes: chex.ArrayTree, slots: int) -> chex.ArrayTree:
+    """Repeats the last lane of a pytree of [L, ...] until there are so many."""
+
+    def repeat(x):
+        numpy = jnp if isinstance(x, jax.Array) else np
+        missing = slots - x.shape[0]
+        return numpy.concatenate([x, numpy.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+    return jax.tree.map(repeat, lanes)
