@@ -10,9 +10,11 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_CACHE = tempfile.TemporaryDirectory(prefix="sp_jax-tests-")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+if "SP_JAX_TESTS_CACHE" not in os.environ:  # the first process; those that it starts share its cache
+    _CACHE = tempfile.TemporaryDirectory(prefix="sp_jax-tests-")
+    os.environ["SP_JAX_TESTS_CACHE"] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["SP_JAX_TESTS_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture

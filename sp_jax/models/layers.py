@@ -1,4 +1,4 @@
-"""What the networks share: pixel scaling, PyTorch's initialisation, and a convolution that is fast inside a loop."""
+"""What the networks share: pixel scaling, PyTorch's initialisation, linear layers and convolutions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from sp_jax.models.convolution import convolution
 
 INITS = ("torch", "flax")
 
@@ -93,46 +95,3 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kernel_init, (self.size, self.size, channels, self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         return convolution(x, kernel, stride=self.stride, precision=self.precision)
-
-
-def convolution(x: chex.Array, kernel: chex.Array, *, stride: int = 1, precision: Any = None) -> chex.Array:
-    """A two-dimensional convolution with padding `size // 2`, in the form that its platform runs fast.
-
-    XLA:CPU runs a convolution inside a loop 30 to 40 times slower than outside it, and all training here is a loop: on
-    a CPU it is written as a sum of shifted matrix products. The platform is chosen when the program is lowered.
-
-    Args:
-      x: [B, H, W, C].
-      kernel: [size, size, C, features], size odd.
-      stride: of both axes.
-      precision: of the products, a `jax.lax.Precision`.
-
-    Returns:
-      [B, ceil(H / stride), ceil(W / stride), features].
-    """
-    pad = kernel.shape[0] // 2
-
-    def general(x, kernel):
-        dims = ("NHWC", "HWIO", "NHWC")
-        padding = ((pad, pad), (pad, pad))
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=dims, precision=precision
-        )
-
-    def shifted(x, kernel):
-        return _shifted_products(x, kernel, stride, pad, precision)
-
-    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=general)
-
-
-def _shifted_products(x, kernel, stride, pad, precision):
-    height, width = (-(-n // stride) for n in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    out = None
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            rows = slice(i, i + stride * (height - 1) + 1, stride)
-            columns = slice(j, j + stride * (width - 1) + 1, stride)
-            product = jnp.matmul(x[:, rows, columns], kernel[i, j], precision=precision)
-            out = product if out is None else out + product
-    return out
