@@ -192,6 +192,21 @@ def test_weak_types_stay(name):
             assert [x.weak_type for x in jax.tree.leaves(new)] == [expected] * 3
 
 
+OTHER_TYPES = ("random_init", "periodic_restart", "hare_tortoise", "l2_init")  # the fresh network's, or optax's own
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name not in OTHER_TYPES])
+def test_weak_types_stay_in_every_transform(name):
+    def kind(x, weak):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak) if is_changeable(x) else x
+
+    for weak in (True, False):
+        params = jax.tree.map(lambda x, weak=weak: kind(x, weak), draw(0))
+        fresh = jax.tree.map(lambda x, weak=weak: kind(x, not weak), draw(1))
+        new = jax.eval_shape(TRANSFORMS[name], params, fresh, 0.4, 0.1)
+        assert {x.weak_type for x in jax.tree.leaves(only_floats(new))} == {weak}
+
+
 @pytest.mark.parametrize("initialization", ["torch", "flax"])
 def test_noise_has_the_variance_of_each_layers_own_initialiser(initialization):
     """PyTorch's: uniform in ±1/sqrt(fan_in), biases too; Flax's: LeCun normal, no bias; BatchNorm's none at all."""
