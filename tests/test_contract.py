@@ -239,7 +239,24 @@ def test_gradients_flow():
     np.testing.assert_array_equal(jax.grad(total)(old, fresh, 1.0, 0.0), [1, 1])
 
 
-def test_one_pass_over_memory_and_none_for_a_donated_buffer():
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [
+        ("shrink", 0.4), ("perturb", 1), ("kernels alone", 0.4), ("groups", 0.4), ("grow", 0.4), ("restart_at", 0.4),
+        ("hare and tortoise: follow", 0.4), ("average_gradient", 0.6), ("warm_start", 1), ("random_init", 0),
+    ],
+)  # fmt: skip
+def test_gradients_flow_through_what_is_linear(name, slope):
+    def total(kernel):
+        params = draw(0)
+        params["body"]["kernel"] = kernel
+        return jnp.sum(TRANSFORMS[name](params, draw(1), 0.4, 0.1)["body"]["kernel"])
+
+    np.testing.assert_allclose(jax.grad(total)(jnp.ones((6, 4))), np.full((6, 4), slope), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shrink_perturb", "grow"])
+def test_one_pass_over_memory_and_none_for_a_donated_buffer(name):
     """Under `jit`: no more bytes than one multiply-add of two trees, whatever λ and σ, and nothing set aside."""
     shapes = {f"layer_{i}": jax.ShapeDtypeStruct((1000, 250), jnp.float32) for i in range(4)}
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -252,7 +269,7 @@ def test_one_pass_over_memory_and_none_for_a_donated_buffer():
         memory = compiled.memory_analysis()
         return compiled.cost_analysis()["bytes accessed"], memory.temp_size_in_bytes, memory.alias_size_in_bytes
 
-    ours, temporary, aliased = bytes_of(TRANSFORMS["shrink_perturb"])
+    ours, temporary, aliased = bytes_of(TRANSFORMS[name])
     theirs, _, _ = bytes_of(multiply_add)
     assert ours <= 1.01 * theirs
     assert temporary < 1000
