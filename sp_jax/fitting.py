@@ -2,7 +2,7 @@
 choose λ and σ (the grid of Figure 8, on the data at hand)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sp_jax import models, restarts, sweeps, transforms
+from sp_jax import growth, models, restarts, sweeps, transforms
 from sp_jax.engine import Engine, lanes_of
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import Dataset, HParams, Model, RoundResult, TrainState
@@ -30,6 +30,7 @@ class Fit(NamedTuple):
     model: Model
     state: TrainState
     history: tuple[RoundResult, ...]  # of all rounds, those of `since` included
+    grown: Mapping[str, tuple]  # path -> (old shape, new shape) of what is larger than in `since`, as `sp_jax.grown`
 
     def predict(self, inputs: chex.Array) -> chex.Array:
         """Logits [B, classes] of inputs [B, ...], in evaluation mode."""
@@ -62,10 +63,11 @@ def fit_rounds(
       inputs: [N, ...] NumPy or JAX array, in the order of arrival.
       labels: [N] integers from 0 on.
       arrivals: how many of the samples have arrived in each round, increasing, at most N; by default one round of all.
-      network: a Flax module, or whatever `sp_jax.models.as_model` takes.
+      network: a Flax module, or whatever `sp_jax.models.as_model` takes. It may have grown since `since` (a class more,
+        a wider layer): what is new is then freshly drawn, and `Fit.grown` tells where.
       optimizer: an optax optimiser; by default Adam at 0.001. Its state is drawn anew in each round.
       restart: before each round: "warm_start", "random_init", "shrink_perturb", or a function from
-        `sp_jax.make_restart`.
+        `sp_jax.make_restart` (with `shapes="grow"` where the network has grown).
       shrink: λ in [0, 1].
       noise_scale: σ >= 0.
       validation: `(inputs, labels)` to measure each round on; without them its accuracy is NaN.
@@ -91,11 +93,11 @@ def fit_rounds(
     transforms.check_noise_scale(noise_scale)
     arrivals = _check_arrivals(arrivals, len(inputs))
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
-    setting = _Setting(network, optimizer, batch_size, convergence or Convergence())
+    setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
     model, engine, lanes = _prepare([seed], hparams, (inputs, labels), validation, setting)
-    restart, state = _restart(restart, model), None
+    restart, state, grown = _restart(restart, model, setting), None, {}
     if since:
-        _check_since(since, model)
+        grown = _grown(since, model)
         state = engine.place(jax.tree.map(lambda x: x[None], since.state))
     history, placed = list(since.history if since else ()), engine.place(lanes)
     for num_visible in arrivals:
@@ -104,7 +106,7 @@ def fit_rounds(
         history += results
         if validation is None:
             history[-1] = results[0]._replace(validation_accuracy=math.nan, validation_loss=math.nan)
-    return Fit(model, jax.tree.map(lambda x: x[0], state), tuple(history))
+    return Fit(model, jax.tree.map(lambda x: x[0], state), tuple(history), grown)
 
 
 class Choice(NamedTuple):
@@ -176,12 +178,12 @@ def tune_restart(
         transforms.check_noise_scale(sigma)
     lams, sigmas = (np.repeat(np.float32(x), seeds) for x in zip(*grid, strict=True))
     tried = np.tile(seed + np.arange(seeds), len(grid))
-    setting = _Setting(network, optimizer, batch_size, convergence or Convergence())
+    setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
     hparams = HParams(shrink=lams, noise_scale=sigmas)
     model, engine, lanes = _prepare(tried, hparams, (inputs, labels), validation, setting)
-    _check_since(since, model)
+    _grown(since, model)
     state = engine.place(jax.tree.map(lambda x: jnp.repeat(x[None], len(tried), axis=0), since.state))
-    phase = sweeps.Phase(engine, lanes, len(inputs), _restart("shrink_perturb", model))
+    phase = sweeps.Phase(engine, lanes, len(inputs), _restart("shrink_perturb", model, setting))
     _, results, _ = sweeps.train_round(phase, len(since.history) + 1, engine.place(lanes), state)
     return _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), len(validation[1]))
 
@@ -207,7 +209,7 @@ def _choose(grid, results, num_validation):
 
 class _Setting(NamedTuple):
     network: Any
-    optimizer: optax.GradientTransformation | None
+    optimizer: optax.GradientTransformation
     batch_size: int
     convergence: Convergence
 
@@ -218,7 +220,7 @@ def _prepare(seeds, hparams, samples, validation, setting):
         raise ValueError(f"batch_size must be at least 1, got {setting.batch_size}")
     if not 0 <= min(seeds) <= max(seeds) < 2**31:
         raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {min(seeds)} to {max(seeds)}")
-    if setting.optimizer is not None and not isinstance(setting.optimizer, optax.GradientTransformation):
+    if not isinstance(setting.optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax optimiser, as optax.adam(1e-3), got {setting.optimizer}")
     held = validation or tuple(np.asarray(x)[:1] for x in samples)  # one is never none, though nobody asks for it
     _check_samples("inputs and labels", *samples)
@@ -231,25 +233,25 @@ def _prepare(seeds, hparams, samples, validation, setting):
     inputs, labels = (x.astype(jax.dtypes.canonicalize_dtype(x.dtype)) for x in (inputs, labels))
     model = models.as_model(setting.network, inputs[:1])
     num_classes = _check_logits(model, inputs, labels)
-    optimizer = setting.optimizer or optax.adam(1e-3)
-    trainer = Trainer(model, lambda hparams: optimizer, min(setting.batch_size, count))
+    trainer = Trainer(model, lambda hparams: setting.optimizer, min(setting.batch_size, count))
     engine = Engine(trainer, Dataset(inputs, labels.astype(np.int32), num_classes), len(seeds))
     order, held_out = np.split(np.tile(np.arange(len(inputs)), (len(seeds), 1)), [count], axis=1)
     return model, engine, lanes_of(seeds, hparams, setting.convergence, order, held_out)
 
 
-def _restart(restart, model):
+def _restart(restart, model, setting):
     if callable(restart):
         return restart
     if restart not in RESTARTS:
         known = ", ".join(RESTARTS)
         raise ValueError(f"restart must be one of {known}, or a function from sp_jax.make_restart, got {restart!r}")
-    return restarts.make_restart(RESTARTS[restart], model=model)
+    return restarts.make_restart(RESTARTS[restart], shapes="grow", model=model, optimizer=setting.optimizer)
 
 
-def _check_since(since, model):
+def _grown(since, model):
+    """Which leaves are larger than in `since`, checked."""
     try:
-        transforms.check_same(since.state.params, jax.eval_shape(model.init, jax.random.key(0))[0])
+        return growth.grown(since.state.params, jax.eval_shape(model.init, jax.random.key(0))[0])
     except ValueError as error:
         raise ValueError(f"`since` holds another network: {error}") from error
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
-from sp_jax.filters import is_changeable
+from sp_jax import transforms
+from sp_jax.filters import is_changeable, path_name
 
 COUNTS = ("keep", "reset")
 _COPIES = (GetAttrKey("initial_params"), GetAttrKey("slow"))  # of L2InitState and HareTortoiseState
@@ -49,7 +50,7 @@ def reset_changed(
       A pytree like `opt_state`.
 
     Raises:
-      ValueError: an unknown `counts`, or states of different structure.
+      ValueError: an unknown `counts`, states of different structure or shapes, or `changed` that does not fit.
 
     >>> import optax
     >>> params = {"body": jnp.ones(1), "head": jnp.ones(1)}
@@ -63,6 +64,10 @@ def reset_changed(
         raise ValueError(f"counts must be one of {', '.join(COUNTS)}, got {counts!r}")
     if jax.tree.structure(opt_state) != jax.tree.structure(fresh_opt_state):
         raise ValueError("opt_state and fresh_opt_state are of different structure: draw both from one optimizer.init")
+    transforms.check_same(
+        opt_state, fresh_opt_state, names=("opt_state", "fresh_opt_state"), advice="draw both from one optimizer.init"
+    )
+    _check_changed(params, changed)
     by_path = {
         path: (jnp.shape(x), c)
         for (path, x), c in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(changed), strict=True)
@@ -79,6 +84,16 @@ def reset_changed(
         return jnp.where(change, fresh, old) if jnp.shape(old) == shape else old
 
     return jax.tree_util.tree_map_with_path(leaf, opt_state, fresh_opt_state)
+
+
+def _check_changed(params, changed):
+    advice = "say of each leaf, or of each of its entries, whether it changed"
+    if jax.tree.structure(params) != jax.tree.structure(changed):
+        transforms.check_same(params, changed, names=("params", "changed"), advice=advice)
+    for (path, x), c in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(changed), strict=True):
+        if jnp.shape(c) not in ((), jnp.shape(x)):
+            shapes = f"{jnp.shape(x)} in params and {jnp.shape(c)} in changed"
+            raise ValueError(f"leaf {path_name(path)!r} has shape {shapes}: {advice}")
 
 
 def _owner(path, leaf, by_path):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from sp_jax import filters, growth, plasticity, transforms
 from sp_jax.optimizer_state import COUNTS, reset_changed
@@ -28,6 +29,7 @@ Restart = Callable[..., TrainState]
 STATISTICS = ("reset", "keep", "recalibrate")
 OPTIMIZER_STATES = ("reset", "keep", "reset_changed")
 SHAPES = ("same", "redraw", "grow")
+ADVICE = "draw both from one initialiser, or choose shapes='grow' or 'redraw'"
 RECALIBRATION_BATCHES = 20  # a restart recalibrates on the first so many batches at most
 
 
@@ -94,6 +96,7 @@ def make_restart(
     counts: str = "keep",
     shapes: str = "same",
     model: Model | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Restart:
     """Makes a rule for parameters a restart of the whole training state.
 
@@ -111,13 +114,17 @@ def make_restart(
         one, as the head of a pre-trained network for a task with other classes (Section 4.2); `"grow"`, its leading
         corner is the old leaf restarted, the rest fresh (`sp_jax.growth`).
       model: needed to recalibrate.
+      optimizer: with it, what is reset of the optimiser's state is drawn from the restarted parameters. Without, it is
+        the fresh network's: as good for moments, but wrong where the state holds copies of parameters, as of optax's
+        schedule-free and of `sp_jax.plasticity`'s `l2_init` and `hare_tortoise`.
 
     Returns:
       `restart(key, state, fresh, *, shrink, noise_scale, batches=None)`; `batches` is `(inputs, masks)` as in
       `recalibrate`, or `Batches`.
 
     Raises:
-      ValueError: an unknown policy, or `"recalibrate"` without a model (here) or without batches (in the restart).
+      ValueError: an unknown policy, or `"recalibrate"` without a model (here) or without batches; parameters of other
+        shapes than `fresh` that are to stay the same (in the restart; names the path).
     """
     for name, value, known in (
         ("statistics", statistics, STATISTICS),
@@ -131,6 +138,8 @@ def make_restart(
         raise ValueError("statistics='recalibrate' needs the model, to run it on the batches")
 
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
+        if shapes == "same" and rule is not random_init:
+            transforms.check_same(state.params, fresh.params, advice=ADVICE)
         old = _fit(state.params, fresh.params, shapes)
         params = rule(key, old, fresh.params, shrink=shrink, noise_scale=noise_scale)
         if rule is random_init:
@@ -145,11 +154,11 @@ def make_restart(
                 raise ValueError("statistics='recalibrate' needs batches=(inputs, masks)")
             first = (x[:RECALIBRATION_BATCHES] for x in batches[:2])
             batch_stats = recalibrate(model, params, batch_stats, *first)
-        opt_state = fresh.opt_state
+        opt_state = begun = fresh.opt_state if optimizer is None else optimizer.init(params)
         if optimizer_state != "reset":
-            opt_state = _fit(state.opt_state, fresh.opt_state, shapes)
+            opt_state = _fit(state.opt_state, begun, shapes)
         if optimizer_state == "reset_changed":
-            opt_state = reset_changed(opt_state, fresh.opt_state, params, changed, counts=counts)
+            opt_state = reset_changed(opt_state, begun, params, changed, counts=counts)
         return TrainState(params, batch_stats, opt_state, _fit(state.memory, fresh.memory, shapes))
 
     return restart

@@ -91,6 +91,9 @@ def _amounts(params, shrink, noise_scale, labels):
     jax.tree.map(check_shrink, dict(shrink))
     jax.tree.map(check_noise_scale, dict(noise_scale))
     labelled = labels(params) if callable(labels) else labels
+    structure = jax.tree.structure(params)
+    if structure != jax.tree.structure(labelled):
+        check_same(labelled, params, names=("labels", "params"), advice="label each leaf, as sp_jax.labels does")
 
     def amount(path, _, label):
         for name, known in (("shrink", shrink), ("noise_scale", noise_scale)):
@@ -157,7 +160,7 @@ def gaussian_like(key: chex.PRNGKey, params: chex.ArrayTree) -> chex.ArrayTree:
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
     noise = [
-        jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) if filters.is_changeable(x) else x
+        like(jax.random.normal(k, jnp.shape(x), jnp.result_type(x)), x) if filters.is_changeable(x) else x
         for k, x in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(treedef, noise)
@@ -165,8 +168,7 @@ def gaussian_like(key: chex.PRNGKey, params: chex.ArrayTree) -> chex.ArrayTree:
 
 def check_shrink(value: chex.Numeric) -> None:
     """Raises a ValueError where λ is no scalar, or a number on the host outside [0, 1] or NaN."""
-    if jnp.ndim(value) or (_is_on_host(value) and not 0 <= value <= 1):
-        raise ValueError(f"shrink (λ) must be a scalar in [0, 1], got {value}; use jax.vmap for several")
+    check_fraction("shrink (λ)", value)
 
 
 def check_noise_scale(value: chex.Numeric) -> None:
@@ -175,22 +177,51 @@ def check_noise_scale(value: chex.Numeric) -> None:
         raise ValueError(f"noise_scale (σ) must be a finite scalar >= 0, got {value}; use jax.vmap for several")
 
 
-def check_same(params: chex.ArrayTree, fresh_params: chex.ArrayTree) -> None:
-    """Raises a ValueError that names the first path where two trees differ in structure or in shape."""
+def check_same(
+    params: chex.ArrayTree,
+    other: chex.ArrayTree,
+    *,
+    names: tuple[str, str] = ("params", "fresh_params"),
+    advice: str = "draw both from one initialiser",
+) -> None:
+    """Raises a ValueError that names the first path where two trees differ in structure or in shape, and the advice."""
     old = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    new = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(fresh_params)}
+    new = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(other)}
     for path in [*old, *new]:
         if path not in new or path not in old:
-            has, lacks = ("params", "fresh_params") if path in old else ("fresh_params", "params")
-            raise ValueError(f"{has} has a leaf {path!r} that {lacks} lacks: draw both from one initialiser")
+            has, lacks = names if path in old else names[::-1]
+            raise ValueError(f"{has} has a leaf {path!r} that {lacks} lacks: {advice}")
         if filters.is_changeable(old[path]) and jnp.shape(old[path]) != jnp.shape(new[path]):
-            shapes = f"{jnp.shape(old[path])} in params and {jnp.shape(new[path])} in fresh_params"
-            raise ValueError(f"leaf {path!r} has shape {shapes}: draw both from one initialiser")
-    if jax.tree.structure(params) != jax.tree.structure(fresh_params):
+            shapes = f"{jnp.shape(old[path])} in {names[0]} and {jnp.shape(new[path])} in {names[1]}"
+            raise ValueError(f"leaf {path!r} has shape {shapes}: {advice}")
+    if jax.tree.structure(params) != jax.tree.structure(other):
         raise ValueError(
-            "params and fresh_params have the same leaves in different containers: "
-            f"{jax.tree.structure(params)} and {jax.tree.structure(fresh_params)}"
+            f"{names[0]} and {names[1]} have the same leaves in different containers: {advice}; "
+            f"{jax.tree.structure(params)} and {jax.tree.structure(other)}"
         )
+
+
+def check_fraction(name: str, value: chex.Numeric) -> None:
+    """Raises a ValueError where a value is no scalar, or a number on the host outside [0, 1] or NaN."""
+    if jnp.ndim(value) or (_is_on_host(value) and not 0 <= value <= 1):
+        raise ValueError(f"{name} must be a scalar in [0, 1], got {value}; use jax.vmap for several")
+
+
+def like(x: chex.Array, leaf: chex.ArrayTree) -> chex.Array:
+    """An array in the dtype of a leaf, and of a weak type where the leaf has one.
+
+    Args:
+      x: any shape.
+      leaf: an array of the same shape, or a number.
+
+    Returns:
+      An array.
+    """
+    x = jnp.asarray(x, jnp.result_type(leaf))
+    if not getattr(leaf, "weak_type", False):
+        return x
+    # Of what is public, `full_like` alone gives a weak type, of scalars.
+    return jax.vmap(jax.lax.full_like)(jnp.ravel(leaf), jnp.ravel(x)).reshape(x.shape)
 
 
 def _is_on_host(value) -> bool:
@@ -207,10 +238,4 @@ def _shrink_perturb_leaf(old_leaf, fresh, shrink, noise_scale):
     kept = jnp.where(lam == 1, old, jnp.where(lam == 0, jnp.zeros((), compute), lam * old))
     noise = jnp.where(sigma == 1, fresh, sigma * fresh)
     mixed = jnp.where(sigma == 0, kept, jnp.where(lam == 0, noise, kept + noise))
-    mixed = mixed.astype(dtype)
-    return _weakened(mixed, old_leaf) if getattr(old_leaf, "weak_type", False) else mixed
-
-
-def _weakened(x, like):
-    """`x` of a weak type: of what is public, `full_like` alone gives one, of scalars."""
-    return jax.vmap(jax.lax.full_like)(jnp.ravel(like), jnp.ravel(x)).reshape(x.shape)
+    return like(mixed, old_leaf)

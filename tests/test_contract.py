@@ -192,6 +192,21 @@ def test_weak_types_stay(name):
             assert [x.weak_type for x in jax.tree.leaves(new)] == [expected] * 3
 
 
+OTHER_TYPES = ("random_init", "periodic_restart", "hare_tortoise", "l2_init")  # the fresh network's, or optax's own
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name not in OTHER_TYPES])
+def test_weak_types_stay_in_every_transform(name):
+    def kind(x, weak):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak) if is_changeable(x) else x
+
+    for weak in (True, False):
+        params = jax.tree.map(lambda x, weak=weak: kind(x, weak), draw(0))
+        fresh = jax.tree.map(lambda x, weak=weak: kind(x, not weak), draw(1))
+        new = jax.eval_shape(TRANSFORMS[name], params, fresh, 0.4, 0.1)
+        assert {x.weak_type for x in jax.tree.leaves(only_floats(new))} == {weak}
+
+
 @pytest.mark.parametrize("initialization", ["torch", "flax"])
 def test_noise_has_the_variance_of_each_layers_own_initialiser(initialization):
     """PyTorch's: uniform in ±1/sqrt(fan_in), biases too; Flax's: LeCun normal, no bias; BatchNorm's none at all."""
@@ -224,7 +239,24 @@ def test_gradients_flow():
     np.testing.assert_array_equal(jax.grad(total)(old, fresh, 1.0, 0.0), [1, 1])
 
 
-def test_one_pass_over_memory_and_none_for_a_donated_buffer():
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [
+        ("shrink", 0.4), ("perturb", 1), ("kernels alone", 0.4), ("groups", 0.4), ("grow", 0.4), ("restart_at", 0.4),
+        ("hare and tortoise: follow", 0.4), ("average_gradient", 0.6), ("warm_start", 1), ("random_init", 0),
+    ],
+)  # fmt: skip
+def test_gradients_flow_through_what_is_linear(name, slope):
+    def total(kernel):
+        params = draw(0)
+        params["body"]["kernel"] = kernel
+        return jnp.sum(TRANSFORMS[name](params, draw(1), 0.4, 0.1)["body"]["kernel"])
+
+    np.testing.assert_allclose(jax.grad(total)(jnp.ones((6, 4))), np.full((6, 4), slope), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shrink_perturb", "grow"])
+def test_one_pass_over_memory_and_none_for_a_donated_buffer(name):
     """Under `jit`: no more bytes than one multiply-add of two trees, whatever λ and σ, and nothing set aside."""
     shapes = {f"layer_{i}": jax.ShapeDtypeStruct((1000, 250), jnp.float32) for i in range(4)}
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -237,7 +269,7 @@ def test_one_pass_over_memory_and_none_for_a_donated_buffer():
         memory = compiled.memory_analysis()
         return compiled.cost_analysis()["bytes accessed"], memory.temp_size_in_bytes, memory.alias_size_in_bytes
 
-    ours, temporary, aliased = bytes_of(TRANSFORMS["shrink_perturb"])
+    ours, temporary, aliased = bytes_of(TRANSFORMS[name])
     theirs, _, _ = bytes_of(multiply_add)
     assert ours <= 1.01 * theirs
     assert temporary < 1000

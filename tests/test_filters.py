@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 
 import sp_jax
-from sp_jax import filters
+from sp_jax import filters, plasticity
 
 MEANINGS = {"kernels": sp_jax.kernels, "biases": sp_jax.biases, "norms": sp_jax.norms, "embeddings": sp_jax.embeddings}
 
@@ -107,6 +107,79 @@ def test_one_call_serves_each_library(library):
             np.testing.assert_allclose(new, 0.5 * old + 0.1 * (old + 1), rtol=1e-6)
         else:
             assert new is old
+
+
+def step(make):
+    """An optimiser's update; the fresh network stands for the gradient."""
+    return lambda p, f, axis: make(f).update(f, make(f).init(p), p)[0]
+
+
+RULE = {"shrink": 0.5, "noise_scale": 0.1}
+CALLS = {
+    "shrink": lambda p, f, axis: sp_jax.shrink(p, shrink=0.5),
+    "perturb": lambda p, f, axis: sp_jax.perturb(p, f, noise_scale=0.5),
+    "grow": lambda p, f, axis: sp_jax.grow(p, f, **RULE),
+    "restart_at": lambda p, f, axis: sp_jax.restart_at(KEY, 2, p, lambda _: f, every=2, **RULE),
+    "dash": lambda p, f, axis: plasticity.dash(p, f, output_axis=axis),
+    "orthogonalize": lambda p, f, axis: plasticity.orthogonalize(p, output_axis=axis),
+    "follow": lambda p, f, axis: plasticity.follow(p, f, decay=0.5),
+    "average_gradient": lambda p, f, axis: plasticity.average_gradient(p, f),
+    "periodic_restart": step(lambda f: sp_jax.periodic_restart(optax.sgd(1.0), lambda _: f, key=KEY, every=1, **RULE)),
+    "l2_init": step(lambda f: plasticity.l2_init(0.1)),
+    "hare_tortoise": step(lambda f: plasticity.hare_tortoise(optax.sgd(0.1), every=1)),
+}
+KEY = jax.random.key(3)
+
+
+def arrays(library):
+    return eqx.filter(TREES[library](), eqx.is_array)  # as optimisers take it; of the others it picks all
+
+
+def by_path(tree):
+    return {filters.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("library", TREES)
+@pytest.mark.parametrize("name", CALLS)
+def test_every_transform_and_method_serves_each_library(library, name):
+    """The same as of a dictionary from the leaves' paths."""
+    params, axis = arrays(library), 0 if library == "equinox" else -1
+    fresh = jax.tree.map(lambda x: 1 - x, params)
+    new = CALLS[name](params, fresh, axis)
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    expected = CALLS[name](by_path(params), by_path(fresh), axis)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), by_path(new), expected)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True))
+
+
+LINKS = {
+    "linen": plasticity.Link("Dense_0", "head", norm="LayerNorm_0"),
+    "nnx": plasticity.Link("body", "head", norm="norm"),
+    "haiku": plasticity.Link("linear", "head", norm="layer_norm"),
+}
+
+
+@pytest.mark.parametrize("library", LINKS)
+def test_methods_on_units_serve_the_libraries_of_flax_and_haiku(library):
+    params, link = arrays(library), LINKS[library]
+    fresh = jax.tree.map(lambda x: 7.0 + x, params)
+    seen = {link.incoming: jnp.array([[0.0, 1.0, 1.0]])}
+    state = plasticity.init_utility(params, [link])
+    redone, _ = plasticity.redo(params, fresh, seen, [link])
+    replaced, state, _ = plasticity.continual_backprop(state, params, fresh, seen, [link], rate=0.4, maturity=0)
+    assert state.age[link.incoming].tolist() == [0, 1, 1]
+    for new in (redone, replaced):
+        assert jax.tree.structure(new) == jax.tree.structure(params)
+        new, old, young = by_path(new), by_path(params), by_path(fresh)
+        kernel, bias = EXPECTED[library]["kernels"].split()[:2], EXPECTED[library]["biases"].split()[:2]
+        for path in [p for p in (*kernel, *bias) if not p.startswith("head")]:
+            first = young[path][..., 0] if path in kernel else 0
+            np.testing.assert_array_equal(new[path][..., 0], first)
+            np.testing.assert_array_equal(new[path][..., 1:], old[path][..., 1:])
+        for path in [p for p in kernel if p.startswith("head")]:
+            np.testing.assert_array_equal(new[path], old[path] * np.array([[0], [1], [1]]))
+        for path in [p for p in old if p.startswith(f"{link.norm}/")]:
+            np.testing.assert_array_equal(new[path], np.where(np.arange(3) == 0, young[path], old[path]))
 
 
 def test_an_nnx_module_is_updated_with_the_result():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import serialization
 
 import sp_jax
 from sp_jax import filters, plasticity
@@ -262,6 +263,18 @@ def test_fire_makes_kernels_isometries_and_keeps_rotations():
     stack = {"kernel": np.stack([rotation * 7, rotation * 1e-25, 0 * rotation])}
     turned = jax.jit(plasticity.orthogonalize)(stack)["kernel"]
     np.testing.assert_allclose(turned, np.stack([rotation / 3, rotation / 3, 0 * rotation]), atol=1e-5)
+
+
+def test_fire_in_the_layout_of_pytorch():
+    params = {layer: leaves for layer, leaves in draw(5).items() if layer != "norm"}
+
+    def turn(tree):
+        return jax.tree.map(lambda x: np.transpose(x, {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[x.ndim]), tree)
+
+    turned = jax.jit(lambda p: plasticity.orthogonalize(p, output_axis=0))(turn(params))
+    assert_close(turned, turn(reference_fire(params)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"output_axis must be -1 .* or 0 .*, got 1"):
+        plasticity.orthogonalize(params, output_axis=1)
 
 
 def test_fire_touches_kernels_alone_and_takes_a_filter():
@@ -536,6 +549,14 @@ def test_moments_of_labels_from_filters():
     new = sp_jax.reset_changed(state, optimizer.init(params), params, changed)
     assert all(x.any() for x in jax.tree.leaves(state))
     assert not any(x.any() for x in jax.tree.leaves(new))
+
+
+@pytest.mark.parametrize("optimizer", [plasticity.l2_init(0.1), plasticity.hare_tortoise(optax.adam(0.1), every=2)])
+def test_what_methods_remember_can_be_saved(optimizer):
+    params = jax.tree.map(jnp.asarray, draw(20))
+    for state in (optimizer.init(params), plasticity.init_utility(params, LINKS)):
+        empty = jax.tree.map(jnp.zeros_like, state)
+        assert_same(serialization.from_bytes(empty, serialization.to_bytes(state)), state)
 
 
 # ReDo

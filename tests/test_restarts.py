@@ -117,6 +117,18 @@ def test_a_network_without_statistics_has_nothing_to_recalibrate():
     assert sp_jax.recalibrate(model, OLD.params, {}, jnp.zeros((1, 2, 5)), jnp.ones((1, 2), bool)) == {}
 
 
+@pytest.mark.parametrize("policy", ["reset", "reset_changed"])
+def test_what_is_reset_of_an_optimiser_may_begin_with_the_restarted_parameters(policy):
+    optimizer = optax.contrib.schedule_free_sgd(0.1)
+    old = TrainState(OLD.params, OLD.batch_stats, optimizer.init(jax.tree.map(lambda x: x + 9, OLD.params)))
+    fresh = TrainState(FRESH.params, FRESH.batch_stats, optimizer.init(FRESH.params))
+    restart = restarts.make_restart(restarts.only_layers("head"), optimizer_state=policy, optimizer=optimizer)
+    new = restart(KEY, old, fresh, shrink=0.5, noise_scale=0.1)
+    assert equal(new.opt_state.z["head"], new.params["head"])
+    kept = new.params if policy == "reset" else old.opt_state.z
+    assert equal(new.opt_state.z["body"], kept["body"])
+
+
 def test_unknown_policies_raise():
     with pytest.raises(ValueError, match="statistics must be one of reset, keep, recalibrate, got 'rest'"):
         restarts.make_restart(restarts.warm_start, statistics="rest")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,17 @@ def test_small_dtypes_are_computed_in_float32():
     mixed = sp_jax.shrink_perturb(old, fresh, shrink=0.3, noise_scale=0.3)
     assert mixed.dtype == jnp.bfloat16
     assert mixed[0] == jnp.float32(0.6).astype(jnp.bfloat16)  # 0.3 in bfloat16 twice gives another number
+
+
+def test_float64_is_computed_in_float64():
+    rng = np.random.default_rng(0)
+    params, fresh = {"w": rng.normal(size=50)}, {"w": rng.normal(size=50)}
+    with jax.enable_x64(True):
+        call = jax.jit(sp_jax.shrink_perturb)
+        for mix in (call, sp_jax.shrink_perturb, sp_jax.grow):
+            new = mix(params, fresh, shrink=0.3, noise_scale=0.1)["w"]
+            assert new.dtype == np.float64
+            np.testing.assert_allclose(new, 0.3 * params["w"] + 0.1 * fresh["w"], rtol=1e-14, atol=1e-15)
 
 
 def test_leaves_that_are_not_floating_stay_the_old_ones():
@@ -122,6 +134,47 @@ def test_mismatched_trees_raise_and_name_the_path(fresh, message):
         sp_jax.shrink_perturb(params, fresh, shrink=0.5, noise_scale=0.1)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p, q: plasticity.dash(p, q),
+        lambda p, q: plasticity.average_gradient(p, q),
+        lambda p, q: plasticity.follow(p, q),
+        lambda p, q: plasticity.l2_init_penalty(p, q),
+        lambda p, q: plasticity.l2_init(0.1).update(p, plasticity.l2_init(0.1).init(q), p),
+        lambda p, q: sp_jax.reset_changed(p, q, p, {"a": {"kernel": True}}),
+        lambda p, q: sp_jax.reset_changed(p, p, p, jax.tree.map(lambda x: np.ones(x.shape, bool), q)),
+    ],
+)
+def test_trees_of_methods_that_differ_raise_and_name_the_path_and_the_fix(call):
+    """Shapes that would broadcast, too."""
+    params, other = {"a": {"kernel": jnp.ones((2, 3))}}, {"a": {"kernel": jnp.ones((1, 3))}}
+    with pytest.raises(ValueError, match=r"'a/kernel' has shape \(2, 3\) in \w+ and \(1, 3\) in \w+: .+"):
+        call(params, other)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: plasticity.average_gradient(p, p, decay=1.5),
+        lambda p: plasticity.follow(p, p, decay=-0.1),
+        lambda p: plasticity.hare_tortoise(optax.sgd(0.1), decay=np.float32("nan"), every=2),
+        lambda p: plasticity.continual_backprop(None, p, p, {}, [], decay=2.0),
+        lambda p: plasticity.continual_backprop(None, p, p, {}, [], rate=2.0),
+    ],
+)
+def test_fractions_out_of_range_raise(call):
+    with pytest.raises(ValueError, match=r"^(decay|rate) \(.\) must be a scalar in \[0, 1\], got"):
+        call({"w": jnp.ones(1)})
+
+
+def test_labels_of_another_tree_raise_and_name_the_path():
+    params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    amounts = {"shrink": {"x": 1.0}, "noise_scale": {"x": 0.0}}
+    with pytest.raises(ValueError, match="params has a leaf 'b' that labels lacks: label each leaf"):
+        sp_jax.shrink_perturb(params, params, **amounts, labels={"a": "x"})
+
+
 def test_same_leaves_in_other_containers_raise():
     with pytest.raises(ValueError, match="different containers"):
         sp_jax.shrink_perturb([jnp.ones(1)], (jnp.ones(1),), shrink=0.5, noise_scale=0.1)
@@ -183,6 +236,15 @@ trees = st.recursive(
 )
 
 
+def updates(optimizer, params):
+    params = [params]  # optax takes None itself for no parameters at all
+    return optimizer.update(params, optimizer.init(params), params)[0][0]
+
+
+def is_matrix(path, leaf):
+    return np.ndim(leaf) > 1
+
+
 ANY = {
     "shrink_perturb": lambda p, lam, sigma: sp_jax.shrink_perturb(p, p, shrink=lam, noise_scale=sigma),
     "shrink": lambda p, lam, sigma: sp_jax.shrink(p, shrink=lam),
@@ -194,13 +256,45 @@ ANY = {
     ),
     "follow": lambda p, lam, sigma: plasticity.follow(p, p, decay=lam),
     "average_gradient": lambda p, lam, sigma: plasticity.average_gradient(p, p, decay=lam),
+    "l2_init": lambda p, lam, sigma: updates(plasticity.l2_init(sigma), p),
+    "dash": lambda p, lam, sigma: plasticity.dash(p, p, shrink=lam),
+    "orthogonalize": lambda p, lam, sigma: plasticity.orthogonalize(p),
 }
+NEEDS = {"dash": ~(sp_jax.norms | sp_jax.embeddings), "orthogonalize": sp_jax.kernels & filters.Filter(is_matrix)}
+
+
+def any_picked(tree, where):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return any(filters.is_changeable(x) and where(filters.path_name(path), x) for path, x in leaves)
+
+
+OPTIMIZERS = {
+    "periodic_restart": lambda p, lam, sigma: sp_jax.periodic_restart(
+        optax.identity(), lambda _: [p], key=KEY, every=1, shrink=lam, noise_scale=sigma
+    ),
+    "hare_tortoise": lambda p, lam, sigma: plasticity.hare_tortoise(optax.identity(), decay=lam, every=1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@settings(max_examples=20, deadline=None)
+@given(trees, st.floats(0, 1), st.floats(0, 10))
+def test_optimisers_take_any_tree_of_floats(name, tree, shrink, noise_scale):
+    floats = jax.tree.map(lambda x: jnp.asarray(x) if filters.is_changeable(x) else None, tree)
+    new = updates(OPTIMIZERS[name](floats, shrink, noise_scale), floats)
+    assert jax.tree.structure(new) == jax.tree.structure(floats)
+    for old, leaf in zip(jax.tree.leaves(floats), jax.tree.leaves(new), strict=True):
+        assert (old.shape, old.dtype) == (leaf.shape, leaf.dtype)
 
 
 @pytest.mark.parametrize("name", ANY)
 @settings(max_examples=30, deadline=None)
 @given(trees, st.floats(0, 1), st.floats(0, 10))
 def test_any_tree_keeps_structure_shapes_and_dtypes(name, tree, shrink, noise_scale):
+    if name in NEEDS and not any_picked(tree, NEEDS[name]):
+        with pytest.raises(ValueError, match="matches no floating leaf"):
+            ANY[name](tree, shrink, noise_scale)
+        return
     new = ANY[name](tree, shrink, noise_scale)
     assert jax.tree.structure(new) == jax.tree.structure(tree)
     for old, leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(new), strict=True):

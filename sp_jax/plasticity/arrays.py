@@ -3,6 +3,8 @@
 import chex
 import jax.numpy as jnp
 
+from sp_jax.transforms import like
+
 
 def widen(x: chex.Array) -> chex.Array:
     """The array in its own dtype or float32, whichever is wider."""
@@ -20,7 +22,7 @@ def exponential_average(average: chex.Array, value: chex.Array, decay: chex.Nume
     Returns:
       An array like `average`.
     """
-    return (decay * widen(average) + (1 - decay) * widen(value)).astype(jnp.result_type(average))
+    return like(decay * widen(average) + (1 - decay) * widen(value), average)
 
 
 def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
@@ -57,3 +59,9 @@ def unit_means(activations: chex.Array, mask: chex.Array | None = None) -> chex.
     if mask is None:
         return jnp.mean(x, axis=0)
     return jnp.sum(jnp.where(mask[:, None], x, 0), axis=0) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def check_output_axis(output_axis: int) -> None:
+    """Raises a ValueError where the axis of a kernel's output units is neither the last nor the first."""
+    if output_axis not in (0, -1):
+        raise ValueError(f"output_axis must be -1 ([..., in, out]) or 0 ([out, in, ...]), got {output_axis}")

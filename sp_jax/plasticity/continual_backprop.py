@@ -8,14 +8,18 @@ import jax.numpy as jnp
 
 from sp_jax.plasticity.arrays import exponential_average, unit_means, widen
 from sp_jax.plasticity.units import (
+    BIAS,
+    KERNEL,
     Link,
     by_unit,
     check_activations,
     check_links,
     flatten,
+    leaf_path,
     rebuild,
     replace_units,
 )
+from sp_jax.transforms import check_fraction, like
 
 
 class Utility(NamedTuple):
@@ -42,7 +46,7 @@ def init_utility(params: chex.ArrayTree, links: Sequence[Link]) -> Utility:
     """
     check_links(params, links)
     weights = flatten(params)
-    kernels = {link.incoming: widen(weights[f"{link.incoming}/kernel"]) for link in links}
+    kernels = {link.incoming: widen(weights[leaf_path(weights, link.incoming, KERNEL)]) for link in links}
 
     def zeros():
         return {layer: jnp.zeros(kernel.shape[-1], kernel.dtype) for layer, kernel in kernels.items()}
@@ -90,8 +94,11 @@ def continual_backprop(
       A pytree like `params`; the new state; which entries of the parameters were drawn or zeroed, as `replace_units`.
 
     Raises:
-      ValueError: as `replace_units`; activations that are missing or don't fit; a state of other links.
+      ValueError: as `replace_units`; activations that are missing or don't fit; a state of other links; η or ρ out of
+        range.
     """
+    check_fraction("decay (η)", decay)
+    check_fraction("rate (ρ)", rate)
     check_links(params, links)
     check_activations(params, activations, links)
     if set(state.age) != {link.incoming for link in links}:
@@ -128,7 +135,7 @@ def _observe(state, params, activations, links, decay, mask):
     weights, utility, mean_activation = flatten(params), {}, {}
     for layer, outgoing, _ in links:
         h, units = widen(activations[layer]), state.age[layer].shape[0]
-        outgoing = jnp.mean(jnp.abs(by_unit(widen(weights[f"{outgoing}/kernel"]), units)), axis=(0, 2))
+        outgoing = jnp.mean(jnp.abs(by_unit(widen(weights[leaf_path(weights, outgoing, KERNEL)]), units)), axis=(0, 2))
         contribution = unit_means(jnp.abs(h), mask) * outgoing
         utility[layer] = exponential_average(state.utility[layer], contribution, decay)
         mean_activation[layer] = exponential_average(state.mean_activation[layer], unit_means(h, mask), decay)
@@ -146,12 +153,13 @@ def _absorb(params, means, replaced, links):
     """Adds to the biases of the next layers what the replaced units gave them on average."""
     weights = flatten(params)
     for layer, outgoing, _ in links:
-        if f"{outgoing}/bias" in weights:
-            bias = weights[f"{outgoing}/bias"]
-            kernel = by_unit(widen(weights[f"{outgoing}/kernel"]), replaced[layer].shape[0])
+        path = leaf_path(weights, outgoing, BIAS)
+        if path in weights:
+            bias = weights[path]
+            kernel = by_unit(widen(weights[leaf_path(weights, outgoing, KERNEL)]), replaced[layer].shape[0])
             gone = jnp.where(replaced[layer], means[layer], 0)
             absorbed = jnp.sum(gone[None, :, None] * kernel, axis=(0, 1))
-            weights[f"{outgoing}/bias"] = (widen(bias) + absorbed).astype(bias.dtype)
+            weights[path] = like(widen(bias) + absorbed, bias)
     return rebuild(params, weights)
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from sp_jax.filters import biases, embeddings, is_changeable, norms, path_name, pick
-from sp_jax.plasticity.arrays import exponential_average, unit_vectors, widen
-from sp_jax.transforms import check_shrink
+from sp_jax.plasticity.arrays import check_output_axis, exponential_average, unit_vectors, widen
+from sp_jax.transforms import check_fraction, check_same, check_shrink, like
 
 
 def average_gradient(average: chex.ArrayTree, gradient: chex.ArrayTree, *, decay: chex.Numeric = 0.3) -> chex.ArrayTree:
@@ -24,10 +24,16 @@ def average_gradient(average: chex.ArrayTree, gradient: chex.ArrayTree, *, decay
     Returns:
       A pytree like `average`.
 
+    Raises:
+      ValueError: trees or shapes that differ (names the path), or α out of range.
+
     >>> import jax.numpy as jnp
     >>> average_gradient({"bias": jnp.zeros(2)}, {"bias": jnp.array([1.0, -2.0])}, decay=0.5)
     {'bias': Array([-0.5,  1. ], dtype=float32)}
     """
+
+    check_fraction("decay (α)", decay)
+    check_same(average, gradient, names=("average", "gradient"), advice="start from zeros like the parameters")
 
     def leaf(average, gradient):
         return exponential_average(average, -gradient, 1 - decay) if is_changeable(average) else average
@@ -60,7 +66,8 @@ def dash(
       A pytree with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: another `output_axis`, λ out of range, or nothing to shrink.
+      ValueError: another `output_axis`, λ out of range, trees or shapes that differ (names the path), or nothing to
+        shrink.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, 1.0], [4.0, 1.0]])}
@@ -68,9 +75,9 @@ def dash(
     Array([[1.8000001, 0.25     ],
            [2.4      , 0.25     ]], dtype=float32)
     """
-    if output_axis not in (0, -1):
-        raise ValueError(f"output_axis must be -1 ([..., in, out]) or 0 ([out, in, ...]), got {output_axis}")
+    check_output_axis(output_axis)
     check_shrink(shrink)
+    check_same(params, average, names=("params", "average"), advice="average gradients of these parameters")
 
     def leaf(path, picked, weight, average):
         if not picked:
@@ -79,7 +86,7 @@ def dash(
         # Of complex leaves JAX's gradient is the conjugate of the direction, so there is nothing to conjugate here.
         products = jnp.real(unit_vectors(average, axes) * unit_vectors(weight, axes))
         cosine = jnp.sum(products, axis=axes, keepdims=True)
-        return (widen(weight) * jnp.clip(cosine, shrink, 1)).astype(jnp.result_type(weight))
+        return like(widen(weight) * jnp.clip(cosine, shrink, 1), weight)
 
     return jax.tree_util.tree_map_with_path(leaf, pick(params, ~(norms | embeddings)), params, average)
 

@@ -9,6 +9,7 @@ import optax
 
 from sp_jax.filters import is_changeable
 from sp_jax.plasticity.arrays import exponential_average, widen
+from sp_jax.transforms import check_fraction, check_same
 
 
 class HareTortoiseState(NamedTuple):
@@ -33,10 +34,16 @@ def follow(slow: chex.ArrayTree, fast: chex.ArrayTree, *, decay: chex.Numeric = 
     Returns:
       A pytree with the structure, shapes and dtypes of `slow`.
 
+    Raises:
+      ValueError: trees or shapes that differ (names the path), or μ out of range.
+
     >>> import jax.numpy as jnp
     >>> follow({"mean": jnp.array([1.0])}, {"mean": jnp.array([3.0])}, decay=0.75)
     {'mean': Array([1.5], dtype=float32)}
     """
+
+    check_fraction("decay (μ)", decay)
+    check_same(slow, fast, names=("slow", "fast"), advice="start both from one draw")
 
     def leaf(slow, fast):
         return exponential_average(slow, fast, decay) if is_changeable(slow) else slow
@@ -69,7 +76,7 @@ def hare_tortoise(
       `params`.
 
     Raises:
-      ValueError: `every` is a number below 1.
+      ValueError: `every` is a number below 1, or μ out of range.
 
     >>> import jax.numpy as jnp
     >>> optimizer = hare_tortoise(optax.sgd(1.0), decay=0.5, every=2)
@@ -83,6 +90,7 @@ def hare_tortoise(
     """
     if isinstance(every, int) and every < 1:
         raise ValueError(f"every must be a number of steps >= 1, got {every}")
+    check_fraction("decay (μ)", decay)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):

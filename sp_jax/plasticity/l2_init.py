@@ -9,6 +9,7 @@ import optax
 
 from sp_jax.filters import is_changeable
 from sp_jax.plasticity.arrays import widen
+from sp_jax.transforms import check_same, like
 
 
 class L2InitState(NamedTuple):
@@ -31,7 +32,7 @@ def l2_init(strength: chex.Numeric) -> optax.GradientTransformation:
       An `optax.GradientTransformation`.
 
     Raises:
-      ValueError: of its `update`: no `params` are given.
+      ValueError: of its `update`: no `params` are given, or others than `init` saw (names the path).
 
     >>> import jax.numpy as jnp
     >>> optimizer = optax.chain(l2_init(0.5), optax.sgd(1.0))
@@ -46,13 +47,14 @@ def l2_init(strength: chex.Numeric) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("l2_init needs the parameters: call update(gradient, state, params)")
+        _check_first(params, state.initial_params)
 
         def leaf(param, first, gradient):
             if not is_changeable(param):
                 return gradient
             # The conjugate, as in JAX's gradient of a complex leaf.
             pull = 2 * strength * jnp.conj(widen(param) - widen(first))
-            return (widen(gradient) + pull).astype(jnp.result_type(gradient))
+            return like(widen(gradient) + pull, gradient)
 
         return jax.tree.map(leaf, params, state.initial_params, updates), state
 
@@ -69,10 +71,15 @@ def l2_init_penalty(params: chex.ArrayTree, initial_params: chex.ArrayTree) -> c
     Returns:
       A scalar, at least float32.
 
+    Raises:
+      ValueError: trees or shapes that differ (names the path).
+
     >>> import jax.numpy as jnp
     >>> l2_init_penalty({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, {"a": jnp.array([0.0]), "b": jnp.array([0.0])})
     Array(25., dtype=float32)
     """
+
+    _check_first(params, initial_params)
 
     def leaf(param, first):
         if not is_changeable(param):
@@ -81,3 +88,7 @@ def l2_init_penalty(params: chex.ArrayTree, initial_params: chex.ArrayTree) -> c
         return jnp.sum(jnp.real(difference * jnp.conj(difference)))
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, params, initial_params)), start=jnp.float32(0))
+
+
+def _check_first(params, initial_params):
+    check_same(params, initial_params, names=("params", "initial_params"), advice="keep those that training began with")

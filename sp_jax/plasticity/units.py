@@ -2,7 +2,7 @@
 Sokar et al. 2023; continual backprop, Dohare et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sp_jax.filters import is_changeable, path_name, some_paths
-from sp_jax.transforms import check_same
+from sp_jax.transforms import check_same, like
+
+KERNEL, SCALE, BIAS = ("kernel", "w"), ("scale",), ("bias", "b", "offset")  # names in Flax and in Haiku
 
 
 class Link(NamedTuple):
@@ -20,13 +22,16 @@ class Link(NamedTuple):
     `Link("stage_0_block_0/conv_0", "stage_0_block_0/conv_1", norm="stage_0_block_0/norm_0")`. Channels that meet a
     shortcut are read by several layers, so they have no link.
 
+    Names and axes are those of Flax or of Haiku, `Link("mlp/~/linear_0", "mlp/~/linear_1")`; Equinox's kernels,
+    [out, in, ...], would have to be turned first.
+
     `outgoing` reads the units as the channels of a convolution, or as a linear layer, of a flattened [..., units] too:
     input p · units + i is unit i at position p.
     """
 
-    incoming: str  # the layer of the units: `kernel` [..., units], perhaps `bias` [units]
+    incoming: str  # the layer of the units: `kernel` (Haiku: `w`) [..., units], perhaps `bias` (`b`) [units]
     outgoing: str  # the layer that alone reads them: `kernel` [..., units, out], or [positions * units, out]
-    norm: str | None = None  # the normalisation between the two, with `scale` or `bias` [units], or both
+    norm: str | None = None  # the normalisation between the two, `scale` or `bias` (`offset`) [units]
 
 
 def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
@@ -49,8 +54,8 @@ def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
             raise ValueError(f"{link.incoming!r} is linked to itself: expected the layer that reads its units")
         seen.add(link.incoming)
         for layer in (link.incoming, link.outgoing):
-            if len(shapes.get(f"{layer}/kernel", ())) < 2:
-                found = shapes.get(f"{layer}/kernel", "none")
+            found = shapes.get(leaf_path(shapes, layer, KERNEL), "none")
+            if found == "none" or len(found) < 2:
                 raise ValueError(
                     f"{layer!r} needs a kernel of two or more axes, found {found}; the paths are: {some_paths(params)}"
                 )
@@ -58,21 +63,18 @@ def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
 
 
 def _check_sizes(shapes, link):
-    incoming, outgoing = shapes[f"{link.incoming}/kernel"], shapes[f"{link.outgoing}/kernel"]
+    kernels = [leaf_path(shapes, layer, KERNEL) for layer in link[:2]]
+    incoming, outgoing = (shapes[path] for path in kernels)
+    since = f"since {kernels[0]!r} has shape {incoming}"
     units, inputs = incoming[-1], outgoing[-2]
     if inputs != units and (len(outgoing) > 2 or inputs % units):
         expected = f"[..., {units}, out]" if len(outgoing) > 2 else f"[positions * {units}, out]"
-        raise ValueError(
-            f"'{link.outgoing}/kernel' has shape {outgoing}, expected {expected}, since '{link.incoming}/kernel' has "
-            f"shape {incoming}"
-        )
-    for path in (f"{link.incoming}/bias", f"{link.norm}/scale", f"{link.norm}/bias"):
+        raise ValueError(f"{kernels[1]!r} has shape {outgoing}, expected {expected}, {since}")
+    norm = [leaf_path(shapes, link.norm, names) for names in (SCALE, BIAS)]
+    for path in (leaf_path(shapes, link.incoming, BIAS), *norm):
         if shapes.get(path, (units,)) != (units,):
-            raise ValueError(
-                f"{path!r} has shape {shapes[path]}, expected ({units},), since '{link.incoming}/kernel' has shape "
-                f"{incoming}"
-            )
-    if link.norm is not None and not {f"{link.norm}/scale", f"{link.norm}/bias"} & set(shapes):
+            raise ValueError(f"{path!r} has shape {shapes[path]}, expected ({units},), {since}")
+    if link.norm is not None and not set(norm) & set(shapes):
         raise ValueError(f"the norm {link.norm!r} has neither scale nor bias: expected one, or norm=None")
 
 
@@ -89,7 +91,7 @@ def check_activations(params: chex.ArrayTree, activations: Mapping[str, chex.Arr
     """
     weights = flatten(params)
     for link in links:
-        units = weights[f"{link.incoming}/kernel"].shape[-1]
+        units = weights[leaf_path(weights, link.incoming, KERNEL)].shape[-1]
         shape = jnp.shape(activations[link.incoming]) if link.incoming in activations else "none"
         if shape == "none" or len(shape) < 2 or shape[-1] != units:
             raise ValueError(f"activations of {link.incoming!r}: found shape {shape}, expected [B, ..., {units}]")
@@ -139,16 +141,17 @@ def replace_units(
         if path in weights:
             old = weights[path]
             where = jnp.broadcast_to(where, old.shape)
-            weights[path] = jnp.where(where, jnp.asarray(value, old.dtype), old)
+            weights[path] = like(jnp.where(where, jnp.asarray(value, old.dtype), old), old)
             changed[path] = changed[path] | where
 
     for link in links:
         units = replaced[link.incoming]
-        put(f"{link.incoming}/bias", units, 0)
-        for path in (f"{link.incoming}/kernel", f"{link.norm}/scale", f"{link.norm}/bias"):
+        put(leaf_path(weights, link.incoming, BIAS), units, 0)
+        for layer, names in ((link.incoming, KERNEL), (link.norm, SCALE), (link.norm, BIAS)):
+            path = leaf_path(weights, layer, names)
             put(path, units, fresh.get(path))
     for link in links:
-        path = f"{link.outgoing}/kernel"
+        path = leaf_path(weights, link.outgoing, KERNEL)
         rows = by_unit(weights[path], replaced[link.incoming].shape[0])
         where = jnp.broadcast_to(replaced[link.incoming][None, :, None], rows.shape)
         put(path, where.reshape(weights[path].shape), 0)
@@ -158,6 +161,12 @@ def replace_units(
 def flatten(params: chex.ArrayTree) -> dict[str, chex.Array]:
     """The leaves by their paths, "hidden_0/kernel"."""
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def leaf_path(leaves: Mapping[str, Any], layer: str | None, names: Sequence[str]) -> str:
+    """The path of a layer's parameter, which has one of these names; of the first of them where it has none."""
+    paths = [f"{layer}/{name}" for name in names]
+    return next((path for path in paths if path in leaves), paths[0])
 
 
 def rebuild(params: chex.ArrayTree, leaves: Mapping[str, chex.Array]) -> chex.ArrayTree:
