@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments import hosts
 from experiments.grid import Member
 from experiments.settings import Settings, UsageError
 from experiments.spec import Phase
@@ -59,9 +60,15 @@ def trainer(settings: Settings, data: Dataset) -> training.Trainer:
 class Builder:
     """Makes groups of lanes; what several of them need is made once, and so compiled and put on the devices once."""
 
-    def __init__(self, datasets: Mapping[str, Dataset], plan: Mapping[Member, Sequence[Phase]]):
-        """`datasets` by name: all that the groups need; `plan`: the phases of each member of the grid."""
-        self._datasets = dict(datasets)
+    def __init__(
+        self, datasets: Mapping[str, Dataset], plan: Mapping[Member, Sequence[Phase]], *, devices_per_lane: int = 1
+    ):
+        """Args:
+        datasets: by name, all that the groups need.
+        plan: the phases of each member of the grid.
+        devices_per_lane: over how many devices each batch is spread; see `sweeps.Engine`.
+        """
+        self._datasets, self._devices_per_lane = dict(datasets), devices_per_lane
         self._members = Counter(key for phases in plan.values() for key in {_static(p.settings) for p in phases})
         self._made = {}
 
@@ -84,7 +91,8 @@ class Builder:
         def make():
             data = self._datasets[settings.dataset]
             made = trainer(settings, data)
-            engine = sweeps.Engine(made, data, self._num_lanes(settings, made))
+            room = self._num_lanes(settings, made)
+            engine = sweeps.Engine(made, data, room, devices_per_lane=self._devices_per_lane)
             self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
             return engine
 
@@ -143,10 +151,11 @@ def _static(settings):
 
 
 def _memory():
-    """Bytes of all devices together, or of the machine where they are its own cores."""
+    """Bytes of a host's devices together, or of the host where they are its own cores; the least of all hosts."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     of_devices = sum(each.get("bytes_limit", 0) for each in stats)
-    return of_devices or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    own = of_devices or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return hosts.least(own >> 20) << 20
 
 
 def _strength(settings):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+import jax
 import numpy as np
 
 from experiments.grid import Member
@@ -10,16 +11,20 @@ from experiments.spec import Phase
 from sp_jax.types import Dataset
 
 
-def plans(found: Iterable[Mapping[Member, tuple[Phase, ...]]], dataset: Callable[[str], Dataset]) -> None:
+def plans(
+    found: Iterable[Mapping[Member, tuple[Phase, ...]]], dataset: Callable[[str], Dataset], devices_per_lane: int = 1
+) -> None:
     """Checks every phase of every member of every experiment; loads the data sets that they need.
 
     Raises:
-      UsageError: a model that does not take a data set's inputs, or a source whose inputs are not the target's.
+      UsageError: a model that does not take a data set's inputs, a source whose inputs are not the target's, or devices
+        or a batch that cannot be divided as is asked.
     """
     for plan in found:
         for phases in plan.values():
             for phase in phases:
                 _check_model(phase.settings, dataset(phase.settings.dataset))
+                _check_devices(devices_per_lane, phase.settings.batch_size)
             first, last = (dataset(phase.settings.dataset) for phase in (phases[0], phases[-1]))
             if _shape(first) != _shape(last):
                 raise UsageError(
@@ -42,6 +47,14 @@ def _check_model(settings: Settings, data: Dataset):
             f"--model=resnet18 with {len(settings.stage_sizes)} stages needs images of at least {halvings}x{halvings} "
             f"pixels, {settings.dataset} has inputs of shape {shape}; choose another --model, or fewer --stage_sizes"
         )
+
+
+def _check_devices(per_lane, batch_size):
+    devices = len(jax.devices())
+    if per_lane < 1 or devices % per_lane:
+        raise UsageError(f"--devices_per_lane={per_lane} must divide the {devices} devices")
+    if batch_size % per_lane:
+        raise UsageError(f"--devices_per_lane={per_lane} must divide --batch_size={batch_size}")
 
 
 def _shape(data):

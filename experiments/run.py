@@ -13,15 +13,19 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import build, check, cli, options, progress, registry, report, results, settings, watch, workdir
+from experiments import build, check, cli, hosts, options, progress, registry, report, results, settings, watch, workdir
 from sp_jax import data, sweeps
 from sp_jax.checkpoint import Store
 
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(hosts)
 flags.adopt_module_key_flags(options)
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; default online. See --list.")
 _LIST = flags.DEFINE_bool("list", False, "Print the experiments and exit.")
 _PRESET = flags.DEFINE_string("preset", None, "quick (default: minutes on a CPU) or paper; explicit flags override it.")
+_DEVICES_PER_LANE = flags.DEFINE_integer(
+    "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
+)
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
 
 
@@ -30,10 +34,14 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group]) -> None:
     name, varied, members = job.experiment.name, job.varied, {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
     datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
+    watcher, store = watch.Watcher(job), Store(job.folder / "checkpoints", write=hosts.first())
+    if not hosts.first():
+        for _ in sweeps.run(groups, store=store, watch=watcher.watch(None)):
+            pass
+        return
     workdir.write_config(job, visible, datasets)
-    watcher = watch.Watcher(job)
+    watcher.open()
     file = results.Table.results(job.folder / "results.csv", varied, watcher.measures)
-    store = Store(job.folder / "checkpoints")
     done = {group.name: min(store.newest(group.name), len(group.phases)) for group in groups}
     for group, rounds in done.items():
         file.check_holds(name, members[group], varied, rounds)
@@ -55,15 +63,21 @@ def main(argv: Sequence[str]) -> None:
             return
         if _PRESET.value is not None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
+        hosts.check(cli.WORKDIR.value)
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
+        hosts.join(workdir.expand(cli.WORKDIR.value or ""))  # now all have read what the folder holds
         try:
             _train_all(jobs)
+            hosts.wait("the first has written all")
+        except Exception as error:
+            hosts.await_verdict(error)
+            raise
         except KeyboardInterrupt:
             base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
             several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
             print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
-            sys.exit(130)
+            hosts.leave(130)
 
 
 def _train_all(jobs):
@@ -81,9 +95,9 @@ def _train_all(jobs):
         {m: job.experiment.schedule(m.settings, m.cell, num_train)[: m.settings.rounds] for m in job.grid.members()}
         for job in jobs
     ]
-    check.plans(plans, dataset)
+    check.plans(plans, dataset, _DEVICES_PER_LANE.value)
     for job, plan in zip(jobs, plans, strict=True):
-        builder = build.Builder(loaded, plan)
+        builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value)
         train(job, [builder.group(member, phases) for member, phases in plan.items()])
 
 

@@ -15,14 +15,18 @@ class Watcher:
     """Collects what the job asks for and writes `curves.csv`."""
 
     def __init__(self, job: Job):
-        """Opens `curves.csv` where the job has one."""
-        self._experiment, self._varied = job.experiment, job.varied
+        """Writes nothing yet."""
+        self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms = {}  # trainer -> what measures gradient norms
+        self._looks = self._learning or job.experiment.gradient_norms
         self._file = None
-        if self._learning or job.experiment.gradient_norms:
-            self._file = results.Table.curves(job.folder / "curves.csv", self._varied)
+
+    def open(self) -> None:
+        """Opens `curves.csv` where the job has one; only the host that writes does."""
+        if self._looks:
+            self._file = results.Table.curves(self._folder / "curves.csv", self._varied)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -35,9 +39,9 @@ class Watcher:
             first = 1 if self._learning else 2
             self._file.check_holds(self._experiment.name, member, self._varied, rounds, first=first)
 
-    def watch(self, on_chunk: Callable) -> sweeps.Watch:
+    def watch(self, on_chunk: Callable | None) -> sweeps.Watch:
         """What `sweeps.run` calls; nothing per epoch or round unless the job asks for it."""
-        on_epoch = self._on_epoch if self._file else None
+        on_epoch = self._on_epoch if self._looks else None
         return sweeps.Watch(on_chunk, on_epoch, self._similarity if self._experiment.similarity else None)
 
     def write(self, member: Member, finished: sweeps.Finished) -> None:

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 
 import chex
+import jax
 import orbax.checkpoint as ocp
 
 
@@ -14,13 +15,20 @@ class CheckpointError(ValueError):
 class Store:
     """One folder of checkpoints: for each group the state after its newest finished round, older ones deleted."""
 
-    def __init__(self, folder: str | pathlib.Path):
-        """Writes nothing yet; `folder` need not exist."""
-        self._folder = pathlib.Path(folder).absolute()
-        self._checkpointer = ocp.StandardCheckpointer()
+    def __init__(self, folder: str | pathlib.Path, *, write: bool = True):
+        """Writes nothing yet; `folder` need not exist. Of several hosts, which all see the folder, one has `write`."""
+        self._folder, self._write = pathlib.Path(folder).absolute(), write
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"store_{own}"
+        )
+        options = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+        self._checkpointer = ocp.StandardCheckpointer(**options)
 
     def save(self, group: str, round_: int, state: chex.ArrayTree) -> None:
         """Saves a pytree of NumPy arrays, atomically, then deletes the group's older rounds."""
+        if not self._write:
+            return
         self._checkpointer.save(self._folder / group / str(round_), state, force=True)
         self._checkpointer.wait_until_finished()
         for other in self._rounds(group):

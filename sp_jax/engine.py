@@ -107,14 +107,15 @@ class Engine:
         devices = list(devices or jax.devices())
         _check_devices_per_lane(devices_per_lane, len(devices), trainer.batch_size)
         self.num_lanes = num_lanes
-        self._rows = min(len(devices) // devices_per_lane, num_lanes)  # of devices, each with lanes of its own
+        rows = len(devices) // devices_per_lane  # of devices, each with lanes of its own
+        self._rows = rows if jax.process_count() > 1 else min(rows, num_lanes)  # each host has a part in each program
         most = -(-num_lanes // self._rows)
         self.side_by_side = min(side_by_side or (1 if devices[0].platform == "cpu" else most), most)
         shape = (self._rows, devices_per_lane)
         devices, kinds = devices[: self._rows * devices_per_lane], (AxisType.Auto,) * 2
         self.mesh = jax.make_mesh(shape, (LANES, BATCH), axis_types=kinds, devices=devices)
         self.trainer = trainer._replace(spread=self._spread) if devices_per_lane > 1 else trainer
-        self.data = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
+        self.data = _put(data, self.mesh, PartitionSpec())
         self._rate = 0.0  # lane-samples/s, as last measured
         self.used = self.spent = 0  # epochs that lanes needed, and that devices had time for, until the slowest stopped
         self._compiled: dict[tuple, Program] = {}  # restarts and measures, by what is run on which kind of state
@@ -140,7 +141,7 @@ class Engine:
         padded = pad(lanes, self._slots)
         if isinstance(padded, Lane):
             padded = padded.replace(active=padded.active & (np.arange(self._slots) < count))
-        return jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec(LANES)))
+        return _put(padded, self.mesh, PartitionSpec(LANES))
 
     def fetch(self, lanes, count: int | None = None):
         """The reverse of `place`: NumPy arrays of [L, ...]; `count` is L, by default `num_lanes`."""
@@ -179,7 +180,7 @@ class Engine:
         merged = None
         for kind in dict.fromkeys(each):
             chosen = np.array([one is kind for one in each] + [False] * (self._slots - len(each)))
-            chosen = jax.device_put(chosen, NamedSharding(self.mesh, PartitionSpec(LANES)))
+            chosen = _put(chosen, self.mesh, PartitionSpec(LANES))
             mine = lanes.replace(active=lanes.active & chosen)
             begun = self._begin(kind, state)(mine, state, self.data, np.int32(round_), np.int32(num_visible))
             merged = begun if merged is None else self._merge(lanes, (chosen, begun, merged))
@@ -338,6 +339,18 @@ def _merge_lane(lane, carry):
 
 def _take(lanes, order):
     return jax.tree.map(lambda x: x[order], lanes)
+
+
+def _put(tree, mesh, spec):
+    """Puts a pytree on the devices of a mesh; each host takes its part of what all of them have."""
+    sharding = NamedSharding(mesh, spec)
+
+    def put(x):
+        if jax.process_count() == 1 or isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(np.shape(x), sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
 
 
 def _to_host(x):
