@@ -23,6 +23,9 @@ _EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with comm
 _LIST = flags.DEFINE_bool("list", False, "Print the experiments and exit.")
 _PRESET = flags.DEFINE_string("preset", None, "quick (default: minutes on a CPU) or paper; explicit flags override it.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
+_STREAM = flags.DEFINE_bool(
+    "stream", None, "Keep the data on the host and stream batches; same results. Default: where they do not fit."
+)
 
 
 def train(job: workdir.Job, groups: Sequence[sweeps.Group]) -> None:
@@ -83,7 +86,7 @@ def _train_all(jobs):
     ]
     check.plans(plans, dataset)
     for job, plan in zip(jobs, plans, strict=True):
-        builder = build.Builder(loaded, plan)
+        builder = build.Builder(loaded, plan, stream=_STREAM.value)
         train(job, [builder.group(member, phases) for member, phases in plan.items()])
 
 

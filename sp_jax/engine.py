@@ -114,7 +114,7 @@ class Engine:
         devices, kinds = devices[: self._rows * devices_per_lane], (AxisType.Auto,) * 2
         self.mesh = jax.make_mesh(shape, (LANES, BATCH), axis_types=kinds, devices=devices)
         self.trainer = trainer._replace(spread=self._spread) if devices_per_lane > 1 else trainer
-        self.data = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
+        self.data = self._hold(data)
         self._rate = 0.0  # lane-samples/s, as last measured
         self.used = self.spent = 0  # epochs that lanes needed, and that devices had time for, until the slowest stopped
         self._compiled: dict[tuple, Program] = {}  # restarts and measures, by what is run on which kind of state
@@ -133,6 +133,10 @@ class Engine:
         """Lanes of a call, idle ones included: whole batches on each row of devices."""
         each = self._rows * self.side_by_side
         return -(-self.num_lanes // each) * each
+
+    def _hold(self, data):
+        """A copy of all samples on each device."""
+        return jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
 
     def place(self, lanes):
         """Puts a pytree of [L, ...], L at most `num_lanes`, on the devices; idle copies of the last lane fill up."""
@@ -303,7 +307,8 @@ class Engine:
             fresh = training.init_state(self.trainer, lane, round_)
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
-            batches = self._batches(lane, data, num_visible)  # dropped by the compiler where they are not used
+            # Dropped by the compiler where they are not used; a stream sends none where the restart names none.
+            batches = None if data is None else self._batches(lane, data, num_visible)
 
             def apply(state):
                 return restart(key, state, fresh, **hparams, batches=batches)
