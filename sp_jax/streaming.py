@@ -26,7 +26,7 @@ from sp_jax.random import Purpose, key_for
 from sp_jax.training import EVALUATION_BATCH, Lane, Trainer
 from sp_jax.types import Batches, Dataset, Evaluation, Progress, StopReason
 
-BLOCK_BYTES = 2**23  # of samples that a device is sent at a time, for all its lanes together
+BLOCK_BYTES = 2**22  # of samples that a device is sent at a time, for all its lanes together
 THREADS = 2  # that gather blocks, and the blocks that they are ahead
 NO_LIMIT = np.int32(2**31 - 1)
 
