@@ -1,5 +1,6 @@
 """From names to objects: settings become a model, an optimiser, restarts, groups of lanes."""
 
+import logging
 import math
 import os
 from collections import Counter
@@ -14,10 +15,12 @@ from experiments import hosts
 from experiments.grid import Member
 from experiments.settings import Settings, UsageError
 from experiments.spec import Phase
-from sp_jax import filters, models, penalties, restarts, sweeps, training
+from sp_jax import filters, models, penalties, restarts, streaming, sweeps, training
 from sp_jax.data import text
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.types import Dataset, HParams, Model
+
+logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
 
 LAST_LAYER = "head"  # in all our models
 STATIC = (  # what is compiled into an engine's programs
@@ -61,14 +64,20 @@ class Builder:
     """Makes groups of lanes; what several of them need is made once, and so compiled and put on the devices once."""
 
     def __init__(
-        self, datasets: Mapping[str, Dataset], plan: Mapping[Member, Sequence[Phase]], *, devices_per_lane: int = 1
+        self,
+        datasets: Mapping[str, Dataset],
+        plan: Mapping[Member, Sequence[Phase]],
+        *,
+        devices_per_lane: int = 1,
+        stream: bool | None = None,
     ):
         """Args:
         datasets: by name, all that the groups need.
         plan: the phases of each member of the grid.
         devices_per_lane: over how many devices each batch is spread; see `sweeps.Engine`.
+        stream: whether data stay on the host; by default where they would fill more than half of the devices' memory.
         """
-        self._datasets, self._devices_per_lane = dict(datasets), devices_per_lane
+        self._datasets, self._devices_per_lane, self._stream = dict(datasets), devices_per_lane, stream
         self._members = Counter(key for phases in plan.values() for key in {_static(p.settings) for p in phases})
         self._made = {}
 
@@ -91,12 +100,20 @@ class Builder:
         def make():
             data = self._datasets[settings.dataset]
             made = trainer(settings, data)
-            room = self._num_lanes(settings, made)
-            engine = sweeps.Engine(made, data, room, devices_per_lane=self._devices_per_lane)
+            kind = streaming.StreamedEngine if self._streams(data) else sweeps.Engine
+            engine = kind(made, data, self._num_lanes(settings, made), devices_per_lane=self._devices_per_lane)
             self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
             return engine
 
         return self._once(("engine", _static(settings)), make)
+
+    def _streams(self, data):
+        """Whether a data set stays on the host."""
+        copies = jax.local_device_count() * (data.inputs.nbytes + data.labels.nbytes)
+        if self._stream is None and copies > _memory() // 2:
+            why = f"a copy for each device is {copies / 2**30:.1f} GiB, more than half of {_memory() / 2**30:.1f} GiB"
+            logger.info("%s stays on the host and is streamed: %s (--stream, --nostream)", data.name, why)
+        return copies > _memory() // 2 if self._stream is None else self._stream
 
     def _num_lanes(self, settings, made):
         """All lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""

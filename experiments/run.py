@@ -27,6 +27,9 @@ _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
+_STREAM = flags.DEFINE_bool(
+    "stream", None, "Keep the data on the host and stream batches; same results. Default: where they do not fit."
+)
 
 
 def train(job: workdir.Job, groups: Sequence[sweeps.Group]) -> None:
@@ -97,7 +100,7 @@ def _train_all(jobs):
     ]
     check.plans(plans, dataset, _DEVICES_PER_LANE.value)
     for job, plan in zip(jobs, plans, strict=True):
-        builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value)
+        builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value, stream=_STREAM.value)
         train(job, [builder.group(member, phases) for member, phases in plan.items()])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sp_jax import penalties
@@ -34,6 +35,13 @@ def gradient_norms(trainer: Trainer) -> Callable[..., dict[str, chex.Array]]:
 
         return {"gradient_norm_old": norm(0, num_old), "gradient_norm_new": norm(num_old, num_visible)}
 
+    def positions(num_train, num_old, num_visible):
+        """The samples that `measure` looks at, by their place in the order of arrival: what a stream sends."""
+        del num_visible
+        first = np.arange(BATCHES * trainer.batch_size)
+        return np.minimum(np.concatenate([first, num_old + first]), num_train - 1)
+
+    measure.positions = positions
     return measure
 
 

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sp_jax import restarts, training
 from sp_jax.data import arrival
 from sp_jax.plasticity.methods import check_method
-from sp_jax.program import BATCH, LANES, Program, pad, regrouped
+from sp_jax.program import BATCH, LANES, Program, pad, put, regrouped, to_host
 from sp_jax.random import Purpose, key_for
 from sp_jax.training import Convergence, Lane, Trainer
 from sp_jax.types import Batches, Dataset, Evaluation, HParams, Progress, StopReason, TrainState
@@ -115,7 +115,7 @@ class Engine:
         devices, kinds = devices[: self._rows * devices_per_lane], (AxisType.Auto,) * 2
         self.mesh = jax.make_mesh(shape, (LANES, BATCH), axis_types=kinds, devices=devices)
         self.trainer = trainer._replace(spread=self._spread) if devices_per_lane > 1 else trainer
-        self.data = _put(data, self.mesh, PartitionSpec())
+        self.data = self._hold(data)
         self._rate = 0.0  # lane-samples/s, as last measured
         self.used = self.spent = 0  # epochs that lanes needed, and that devices had time for, until the slowest stopped
         self._compiled: dict[tuple, Program] = {}  # restarts and measures, by what is run on which kind of state
@@ -135,18 +135,22 @@ class Engine:
         each = self._rows * self.side_by_side
         return -(-self.num_lanes // each) * each
 
+    def _hold(self, data):
+        """A copy of all samples on each device."""
+        return put(data, self.mesh, PartitionSpec())
+
     def place(self, lanes):
         """Puts a pytree of [L, ...], L at most `num_lanes`, on the devices; idle copies of the last lane fill up."""
         count = len(jax.tree.leaves(lanes)[0])
         padded = pad(lanes, self._slots)
         if isinstance(padded, Lane):
             padded = padded.replace(active=padded.active & (np.arange(self._slots) < count))
-        return _put(padded, self.mesh, PartitionSpec(LANES))
+        return put(padded, self.mesh, PartitionSpec(LANES))
 
     def fetch(self, lanes, count: int | None = None):
         """The reverse of `place`: NumPy arrays of [L, ...]; `count` is L, by default `num_lanes`."""
         count = self.num_lanes if count is None else count
-        return jax.tree.map(lambda x: _to_host(x)[:count], lanes)
+        return jax.tree.map(lambda x: to_host(x)[:count], lanes)
 
     def init(self, lanes: Lane) -> TrainState:
         """The first initialisation of each lane."""
@@ -180,7 +184,7 @@ class Engine:
         merged = None
         for kind in dict.fromkeys(each):
             chosen = np.array([one is kind for one in each] + [False] * (self._slots - len(each)))
-            chosen = _put(chosen, self.mesh, PartitionSpec(LANES))
+            chosen = put(chosen, self.mesh, PartitionSpec(LANES))
             mine = lanes.replace(active=lanes.active & chosen)
             begun = self._begin(kind, state)(mine, state, self.data, np.int32(round_), np.int32(num_visible))
             merged = begun if merged is None else self._merge(lanes, (chosen, begun, merged))
@@ -217,7 +221,7 @@ class Engine:
         Returns:
           The progress, no lane `RUNNING`.
         """
-        home, active = np.arange(self._slots), _to_host(lanes.active)  # where each slot's lane belongs
+        home, active = np.arange(self._slots), to_host(lanes.active)  # where each slot's lane belongs
         trained, running = np.zeros(self._slots, int), active
         while True:
             if on_epoch:
@@ -225,7 +229,7 @@ class Engine:
             limit = trained.max() + (1 if on_epoch else self._epochs(running.sum() * num_visible))
             start, compiled = time.monotonic(), self.compile_seconds
             progress = self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(limit))
-            summary = jax.tree.map(_to_host, progress.replace(state=None))
+            summary = jax.tree.map(to_host, progress.replace(state=None))
             seconds = time.monotonic() - start - (self.compile_seconds - compiled)
             epochs = summary.epoch - trained
             self._rate = epochs.sum() * num_visible / max(seconds, 1e-9)
@@ -304,7 +308,8 @@ class Engine:
             fresh = training.init_state(self.trainer, lane, round_)
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
-            batches = self._batches(lane, data, num_visible)  # dropped by the compiler where they are not used
+            # Dropped by the compiler where they are not used; a stream sends none where the restart names none.
+            batches = None if data is None else self._batches(lane, data, num_visible)
 
             def apply(state):
                 return restart(key, state, fresh, **hparams, batches=batches)
@@ -339,25 +344,6 @@ def _merge_lane(lane, carry):
 
 def _take(lanes, order):
     return jax.tree.map(lambda x: x[order], lanes)
-
-
-def _put(tree, mesh, spec):
-    """Puts a pytree on the devices of a mesh; each host takes its part of what all of them have."""
-    sharding = NamedSharding(mesh, spec)
-
-    def put(x):
-        if jax.process_count() == 1 or isinstance(x, jax.Array):
-            return jax.device_put(x, sharding)
-        return jax.make_array_from_callback(np.shape(x), sharding, lambda index: x[index])
-
-    return jax.tree.map(put, tree)
-
-
-def _to_host(x):
-    """A NumPy array of all of it, whichever host holds it."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
 
 
 def _check_devices_per_lane(count, num_devices, batch_size):

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 LANES, BATCH = "lanes", "batch"  # the axes of a mesh: over lanes, and over the samples of a batch inside a lane
@@ -106,3 +107,22 @@ def pad(lanes: chex.ArrayTree, slots: int) -> chex.ArrayTree:
         return numpy.concatenate([x, numpy.repeat(x[-1:], missing, axis=0)]) if missing else x
 
     return jax.tree.map(repeat, lanes)
+
+
+def put(tree, mesh, spec):
+    """Puts a pytree on the devices of a mesh; each host takes its part of what all of them have."""
+    sharding = NamedSharding(mesh, spec)
+
+    def put_leaf(x):
+        if jax.process_count() == 1 or isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(np.shape(x), sharding, lambda index: x[index])
+
+    return jax.tree.map(put_leaf, tree)
+
+
+def to_host(x):
+    """A NumPy array of all of it, whichever host holds it."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)

@@ -9,9 +9,13 @@ restarts have one signature each, so that they can be swapped:
 
 `fresh` is a freshly drawn training state: new parameters, statistics of mean 0 and variance 1, an optimiser that has
 seen nothing. The key is consumed; only `gaussian_noise` draws from it.
+
+Where data are streamed (`sp_jax.streaming`) a restart says what it looks at, or gets no batches: with an attribute
+`batches`, the first so many, and with `sweep`, all of them in parts (`Sweep`).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -31,6 +35,14 @@ OPTIMIZER_STATES = ("reset", "keep", "reset_changed")
 SHAPES = ("same", "redraw", "grow")
 ADVICE = "draw both from one initialiser, or choose shapes='grow' or 'redraw'"
 RECALIBRATION_BATCHES = 20  # a restart recalibrates on the first so many batches at most
+
+
+class Sweep(NamedTuple):
+    """A restart that looks at all batches, in parts: `finish(update(state, start(state), batches))` is a restart."""
+
+    start: Callable  # start(state) -> carry
+    update: Callable  # update(state, carry, batches) -> carry, with a `Batches` of labels
+    finish: Callable  # finish(carry) -> restart
 
 
 def random_init(key, params, fresh_params, *, shrink=0.0, noise_scale=1.0):
@@ -161,6 +173,7 @@ def make_restart(
             opt_state = reset_changed(opt_state, begun, params, changed, counts=counts)
         return TrainState(params, batch_stats, opt_state, _fit(state.memory, fresh.memory, shapes))
 
+    restart.batches = RECALIBRATION_BATCHES if statistics == "recalibrate" and rule is not random_init else 0
     return restart
 
 
@@ -205,16 +218,23 @@ def make_dash(model: Model, *, batches_per_chunk: int = 8, decay: float = 0.3, *
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
         if batches is None or batches.labels is None:
             raise ValueError("DASH needs batches=Batches(inputs, masks, labels)")
-        average = _descent(model, state, batches, batches_per_chunk, decay)
+        whole = finish(_descend(model, state, _start_descent(state), batches, batches_per_chunk, decay))
+        return whole(key, state, fresh, shrink=shrink, noise_scale=noise_scale, batches=batches)
+
+    def finish(carry):
+        average = _end_descent(carry, decay)
 
         def rule(key, params, fresh_params, *, shrink, noise_scale):
             del key, fresh_params, noise_scale
             return plasticity.dash(params, average, shrink=shrink)
 
-        whole = make_restart(rule, model=model, **policies)
-        return whole(key, state, fresh, shrink=shrink, noise_scale=noise_scale, batches=batches)
+        return make_restart(rule, model=model, **policies)
 
-    make_restart(warm_start, model=model, **policies)  # policies are checked here rather than there
+    def update(state, carry, batches):
+        return _descend(model, state, carry, batches, batches_per_chunk, decay)
+
+    restart.sweep = Sweep(_start_descent, update, finish)
+    restart.batches = make_restart(warm_start, model=model, **policies).batches  # policies are checked here already
     if policies.get("shapes", "same") != "same":
         raise ValueError(
             f"DASH sweeps data through the old network, so shapes must be 'same', got {policies['shapes']!r}"
@@ -222,8 +242,13 @@ def make_dash(model: Model, *, batches_per_chunk: int = 8, decay: float = 0.3, *
     return restart
 
 
-def _descent(model, state, batches, batches_per_chunk, decay):
-    """G over the chunks of real samples; padding comes last."""
+def _start_descent(state):
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    return zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+
+def _descend(model, state, carry, batches, batches_per_chunk, decay):
+    """G over the chunks of real samples so far, what the open chunk adds up to, and the batches; padding comes last."""
 
     def loss(params, batch):
         inputs, mask, labels = batch
@@ -243,8 +268,11 @@ def _descent(model, state, batches, batches_per_chunk, decay):
         return (average, total, jnp.where(is_last, 0, count), i + 1), None
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    start = (zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    (average, total, count, _), _ = jax.lax.scan(one_batch, start, tuple(batches))
+    return jax.lax.scan(one_batch, carry, tuple(batches))[0]
+
+
+def _end_descent(carry, decay):
+    average, total, count, _ = carry
     left = _advance(average, total, count, decay)
     return jax.tree.map(lambda a, m: jnp.where(count > 0, m, a), average, left)
 

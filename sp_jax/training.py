@@ -19,6 +19,7 @@ from sp_jax.random import Purpose, key_for
 from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, TrainState
 
 Optimizer = Callable[[HParams], optax.GradientTransformation]
+EVALUATION_BATCH = 500  # samples at a time
 
 
 def adam(hparams: HParams) -> optax.GradientTransformation:
@@ -199,6 +200,40 @@ def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric,
     return jnp.pad(shuffled, (0, length - order.shape[0]))
 
 
+def train_batches(
+    trainer: Trainer,
+    hparams: HParams,
+    data: Dataset,
+    indices: chex.Array,
+    carry: tuple[TrainState, chex.Array, chex.Array],
+    num_samples: chex.Numeric,
+) -> tuple[TrainState, chex.Array, chex.Array]:
+    """A part of an epoch: steps over the first so many of some samples; the last, partial batch is masked.
+
+    Args:
+      trainer: the static side.
+      hparams: of the lane, at this epoch.
+      data: the samples, on the device.
+      indices: [K * B] int32, into them.
+      carry: the state, the loss (nats) and the right predictions, both summed over the epoch so far.
+      num_samples: int scalar, at most K * B; the others are padding. No step is made where it is not positive.
+
+    Returns:
+      The carry after the steps.
+    """
+    size = trainer.batch_size
+
+    def step(i, carry):
+        state, loss, correct = carry
+        batch = jax.lax.dynamic_slice(indices, (i * size,), (size,))
+        mask = i * size + jnp.arange(size) < num_samples
+        samples = trainer.spread((data.inputs[batch], data.labels[batch], mask))
+        state, batch_loss, batch_correct = train_step(trainer, hparams, state, *samples)
+        return state, loss + batch_loss.astype(loss.dtype), correct + batch_correct
+
+    return jax.lax.fori_loop(0, (num_samples + size - 1) // size, step, carry)
+
+
 def train_epoch(
     trainer: Trainer, lane: Lane, data: Dataset, state: TrainState, key: chex.PRNGKey, num_visible: chex.Numeric
 ) -> tuple[TrainState, chex.Array, chex.Array]:
@@ -216,21 +251,10 @@ def train_epoch(
       The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats).
     """
     data = jax.tree.map(jnp.asarray, data)
-    size = trainer.batch_size
-    total = -(-lane.order.shape[0] // size) * size
+    total = -(-lane.order.shape[0] // trainer.batch_size) * trainer.batch_size
     indices = epoch_order(key, lane.order, num_visible, total)
-
-    def step(i, carry):
-        state, loss, correct = carry
-        batch = jax.lax.dynamic_slice(indices, (i * size,), (size,))
-        mask = i * size + jnp.arange(size) < num_visible
-        samples = trainer.spread((data.inputs[batch], data.labels[batch], mask))
-        state, batch_loss, batch_correct = train_step(trainer, lane.hparams, state, *samples)
-        return state, loss + batch_loss.astype(loss.dtype), correct + batch_correct
-
-    num_batches = (num_visible + size - 1) // size
     start = (state, jnp.zeros((), float), jnp.zeros((), jnp.int32))
-    state, loss, correct = jax.lax.fori_loop(0, num_batches, step, start)
+    state, loss, correct = train_batches(trainer, lane.hparams, data, indices, start, num_visible)
     state = trainer.method.after_epoch(state)
     return state, correct.astype(float) / num_visible, loss / num_visible
 
@@ -271,7 +295,9 @@ def train_round(
     return jax.lax.while_loop(running, epoch, progress)
 
 
-def evaluate(model: Model, state: TrainState, data: Dataset, indices: chex.Array, batch_size: int = 500) -> Evaluation:
+def evaluate(
+    model: Model, state: TrainState, data: Dataset, indices: chex.Array, batch_size: int = EVALUATION_BATCH
+) -> Evaluation:
     """Accuracy and loss in evaluation mode (BatchNorm by its running statistics).
 
     Args:
@@ -286,21 +312,46 @@ def evaluate(model: Model, state: TrainState, data: Dataset, indices: chex.Array
     """
     data = jax.tree.map(jnp.asarray, data)
     count = indices.shape[0]
-    num_batches = -(-count // batch_size)
-    padded = jnp.pad(indices, (0, num_batches * batch_size - count))
+    padded = jnp.pad(indices, (0, -count % batch_size))
+    start = (jnp.zeros((), float), jnp.zeros((), jnp.int32))
+    loss, correct = evaluate_batches(model, state, data, padded, start, count, batch_size)
+    return Evaluation(correct.astype(float) / count, loss / count)
 
-    def batch(i, carry):
-        loss, correct = carry
-        chosen = jax.lax.dynamic_slice(padded, (i * batch_size,), (batch_size,))
-        mask = i * batch_size + jnp.arange(batch_size) < count
+
+def evaluate_batches(
+    model: Model,
+    state: TrainState,
+    data: Dataset,
+    indices: chex.Array,
+    sums: tuple[chex.Array, chex.Array],
+    num_samples: chex.Numeric,
+    batch_size: int = EVALUATION_BATCH,
+) -> tuple[chex.Array, chex.Array]:
+    """A part of an evaluation: the first so many of some samples.
+
+    Args:
+      model: its two functions.
+      state: what was trained.
+      data: the samples, on the device.
+      indices: [K * batch_size] int32, into them.
+      sums: the loss (nats) and the right predictions over the samples before.
+      num_samples: int scalar, at most K * batch_size; the others are padding.
+      batch_size: samples at a time.
+
+    Returns:
+      The sums with these samples.
+    """
+
+    def batch(i, sums):
+        loss, correct = sums
+        chosen = jax.lax.dynamic_slice(indices, (i * batch_size,), (batch_size,))
+        mask = i * batch_size + jnp.arange(batch_size) < num_samples
         logits, _ = model.apply(state.params, state.batch_stats, data.inputs[chosen], mask, False)
         losses = jnp.where(mask, penalties.cross_entropy(logits, data.labels[chosen]), 0)
         right = _num_correct(logits, data.labels[chosen], mask)
         return loss + jnp.sum(losses).astype(loss.dtype), correct + right
 
-    start = (jnp.zeros((), float), jnp.zeros((), jnp.int32))
-    loss, correct = jax.lax.fori_loop(0, num_batches, batch, start)
-    return Evaluation(correct.astype(float) / count, loss / count)
+    return jax.lax.fori_loop(0, (num_samples + batch_size - 1) // batch_size, batch, sums)
 
 
 def _num_correct(logits, labels, mask):

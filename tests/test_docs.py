@@ -31,7 +31,9 @@ ORDER = [
     "training",
     "diagnostics",
     "checkpoint",
+    "program",
     "engine",
+    "streaming",
     "sweeps",
     "fitting",
 ]
@@ -62,6 +64,7 @@ def test_the_readmes_links_and_flags_exist():
     from experiments.settings import Settings
 
     known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "repeats", "steps"}
+    known |= {"stream", "nostream"}
     known |= set(Settings.__dataclass_fields__)
     assert set(re.findall(r"--(\w+)", text)) <= known
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from absl.testing import flagsaver
 
 from experiments import build, grid, progress, registry, report, results, run, settings, summary
 from experiments.spec import Phase
-from sp_jax import data, penalties, restarts, sweeps
+from sp_jax import data, penalties, restarts, streaming, sweeps
 from sp_jax.types import Dataset, RoundResult, TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def test_a_run_writes_what_the_contract_lists(online):
         assert (row["experiment"], row["dataset"], row["model"]) == ("online", "mixture", "mlp")
         assert int(row["num_train"]) == 250 * int(row["round"])
         assert int(row["samples_seen"]) == int(row["epochs"]) * int(row["num_train"])
-        assert row["lanes"] == "2"
+        assert row["lanes"] == "10"  # the whole grid trains as one pool
         assert row["converged"] == {"threshold": "true", "cap": "false"}[row["stop_reason"]]
         assert 0 <= float(row["validation_accuracy"]) <= 1
     config = json.loads((online / "config.json").read_text())
@@ -242,6 +243,26 @@ def test_resume_may_ask_for_more_rounds(online, tmp_path):
     call(workdir=str(folder), **{**TINY, "rounds": 1})
     call(workdir=str(folder), resume=True, rounds=2)
     assert untimed(folder) == untimed(online)
+
+
+def test_streamed_rows_are_those_of_resident_data_and_a_run_may_change_between_them(online, tmp_path):
+    folder = tmp_path / "run"
+    call(workdir=str(folder), stream=True, **{**TINY, "rounds": 1})
+    call(workdir=str(folder), resume=True, rounds=2)
+    assert untimed(folder) == untimed(online)
+
+
+@pytest.mark.parametrize(("stream", "memory", "streams"), [
+    (None, 2**40, False), (None, 1000, True), (True, 2**40, True), (False, 1000, False),
+])  # fmt: skip
+def test_data_are_streamed_where_they_do_not_fit(stream, memory, streams, monkeypatch, caplog):
+    monkeypatch.setattr(build, "_memory", lambda: memory)
+    small = Dataset(np.zeros((30, 2, 2, 1), np.float32), np.zeros(30, np.int32), 2, "small")
+    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
+    with caplog.at_level(logging.INFO):
+        made = build.Builder({"small": small}, {}, stream=stream).engine(settings.Settings(dataset="small"))
+    assert isinstance(made, streaming.StreamedEngine) == streams
+    assert ("small stays on the host and is streamed" in caplog.text) == (stream is None and streams)
 
 
 def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
