@@ -1,107 +1,158 @@
-"""Measures the engine: samples/s of whole rounds in one program, against one jitted step at a time, in turn.
+"""Measures the engine against PyTorch, in turn on one machine: samples/s, whole experiments, what the machine could do.
 
-python -m experiments.benchmark                                                   the MLP on the embedded data
-python -m experiments.benchmark --dataset=cifar10 --model=resnet18 --width=16     the authors' ResNet-18
+pip install '.[benchmark]'                                  brings PyTorch
+python -m experiments.benchmark                             MLPs, ResNet-18 of width 16 and 64, a whole experiment
+python -m experiments.benchmark --case=resnet18_16          one of them
+python -m experiments.benchmark --case=mlp_cifar10 --precision=tf32 --lanes=1,5
 
-The flags of experiments.run that name data, model, optimiser and batch size are taken here too.
+The flags of experiments.run that name model, optimiser, batch size and precision override those of every case. Where
+there is no CIFAR-10 (--data_dir), random pixels of its shape stand in: no rate depends on what they show.
 """
 
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import build, cli, grid, options
-from experiments.settings import Settings, UsageError
-from sp_jax import data, restarts, sweeps, training
-from sp_jax.types import Dataset, HParams
+from experiments import cli, contenders, floor, grid, options
+from experiments.contenders import Contender
+from experiments.settings import Settings, UsageError, check_choice, parse_list, parse_sizes
+from sp_jax.data import DataError, arrival
+from sp_jax.types import Dataset
 
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(options)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each, in turn; their median is printed.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 0, "Batches in one measurement; 0: about two seconds' worth.", lower_bound=0)
 
 
-def engine_rate(settings: Settings, dataset: Dataset, num_lanes: int):
-    """A function that trains one epoch of so many batches in the engine and returns samples/s, all lanes together."""
-    engine = sweeps.Engine(build.trainer(settings, dataset), dataset, num_lanes)
-    hparams = _hparams(settings)
-    one_epoch = training.Convergence.exactly(1)
-    lanes = engine.place(sweeps.make_lanes(range(num_lanes), hparams, one_epoch, len(dataset.labels)))
-    state = engine.init(lanes)
+class Case(NamedTuple):
+    """What is trained."""
 
-    def measure(steps):
-        visible = steps * settings.batch_size
-        progress = jax.block_until_ready(engine.begin(lanes, state, restarts.no_restart, 1, visible))
-        start, compiled = time.perf_counter(), engine.compile_seconds
-        jax.block_until_ready(engine.train(lanes, progress, 1, visible))
-        seconds = time.perf_counter() - start - (engine.compile_seconds - compiled)
-        return num_lanes * visible / seconds
-
-    return measure
+    what: str
+    preset: Mapping[str, Any]
 
 
-def step_rate(settings: Settings, dataset: Dataset):
-    """A function that takes so many jitted steps, batches gathered and counted on the host, and returns samples/s."""
-    trainer = build.trainer(settings, dataset)
-    hparams = _hparams(settings)
-    step = jax.jit(lambda *args: training.train_step(trainer, hparams, *args), donate_argnums=0)
-    lane = jax.tree.map(lambda x: x[0], sweeps.make_lanes([0], hparams, training.Convergence(), len(dataset.labels)))
-    mask = np.ones(settings.batch_size, bool)
+RELU = {"activation": "relu"}
+CIFAR10, RESNET = {"dataset": "cifar10"}, {"dataset": "cifar10", "model": "resnet18"}
+CASES = {
+    "mlp_mixture": Case("MLP on mixture", {}),
+    "mlp_cifar10": Case("MLP on CIFAR-10", {**CIFAR10, **RELU}),
+    "resnet18_16": Case("ResNet-18, width 16", {**RESNET, "width": 16}),
+    "resnet18_64": Case("ResNet-18, width 64", {**RESNET, "width": 64}),
+    "experiment": Case("Figure 7 on mixture, to convergence", {}),
+}
+AMOUNTS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.01))  # λ and σ of the whole experiment
 
-    def measure(steps):
-        state = jax.block_until_ready(jax.jit(lambda: training.init_state(trainer, lane, 0))())
-        correct = 0
-        for i in range(-1, steps):  # the first one compiles
-            if i == 0:
-                start = time.perf_counter()
-            chosen = lane.order[(i + 1) * settings.batch_size :][: settings.batch_size]
-            state, _, right = step(state, dataset.inputs[chosen], dataset.labels[chosen], mask)
-            correct += int(right)
-        return steps * settings.batch_size / (time.perf_counter() - start)
-
-    return measure
+_CASE = flags.DEFINE_string("case", ",".join(CASES), f"Any of {', '.join(CASES)}, with commas.")
+_AGAINST = flags.DEFINE_string("against", "dataloader,tuned", "PyTorch loops to measure, with commas; empty for none.")
+_LANES = flags.DEFINE_string("lanes", None, "Lanes of the engine, with commas. Default 1 and 8 (ResNets 1 and 2).")
+_CORES = flags.DEFINE_string("cores", None, "CPU devices of the engine, with commas. Default one a core.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each, in turn; their median counts.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", contenders.SECONDS, "About how long a measurement takes.", lower_bound=0.01)
 
 
-def _one(found):
-    """The one setting that is measured."""
-    if len(found.variants) > 1:
-        raise UsageError(f"the benchmark measures one setting at a time; give one value of --{found.varied[0]}")
-    return found.variants[0]
+def samples(name: str) -> Dataset:
+    """The data set, or random pixels of CIFAR-10's shape where it cannot be had."""
+    try:
+        found = options.dataset(name)
+    except DataError:
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+        return Dataset(pixels, rng.integers(0, 10, 50_000).astype(np.int32), 10, f"random pixels for {name}")
+    return found.replace(inputs=np.asarray(found.inputs), labels=np.asarray(found.labels))
 
 
-def _hparams(settings):
-    return HParams(settings.learning_rate, settings.weight_decay, penalty_strength=settings.penalty_strength)
+def contend(case: str, settings: Settings, data: Dataset) -> list[Contender]:
+    """Who is measured: the PyTorch loops, then the engine with each number of lanes and cores."""
+    against = parse_list("--against", _AGAINST.value) if _AGAINST.value else ()
+    for name in against:
+        check_choice("--against", name, ("dataloader", "tuned"))
+    default = {"mlp_mixture": "1,8", "mlp_cifar10": "1,8", "experiment": "1,5"}.get(case, "1,2")
+    lanes = parse_sizes("--lanes", _LANES.value or default)
+    cores = parse_sizes("--cores", _CORES.value) if _CORES.value else (None,)
+    if case == "experiment":
+        count = arrival.num_training(len(data.labels))
+        arguments = (arrival.online(count, -(-count // 16)), AMOUNTS)
+        torch = [Contender("tuned", "experiment_in_torch", settings, arguments=arguments)] if "tuned" in against else []
+        kind, what = "experiment", "seeds"
+    else:
+        arguments, kind, what = (), "engine", "lanes"
+        torch = [Contender(name, name, settings) for name in against]
+    ours = [Contender(_name(n, what, c), kind, settings, n, c, arguments) for c in cores for n in lanes]
+    return torch + ours
+
+
+def _name(lanes, what, cores):
+    return f"sp_jax, {lanes} {what if lanes > 1 else what[:-1]}{f', {cores} devices' if cores else ''}"
+
+
+def run(case: str, settings: Settings, repeats: int, seconds: float) -> list[str]:
+    """Measures a case; a table row for each contender.
+
+    Raises:
+      UsageError: PyTorch is missing, or a contender fails.
+    """
+    data = samples(settings.dataset)
+    who = contend(case, settings, data)
+    running = []
+    try:
+        running += [contenders.Running(one, data) for one in who]
+        found = contenders.measure(running, data, repeats, seconds)
+        facts = [each.ask("facts") for each in running]
+    except RuntimeError as error:
+        hint = "; pip install '.[benchmark]'" if "No module named 'torch'" in str(error) else ""
+        raise UsageError(f"--case={case}: {error}{hint}") from None
+    finally:
+        for each in running:
+            each.close()
+    return _rows(CASES[case].what, who, found, facts)
+
+
+def _rows(what, who, found, facts):
+    rates = [statistics.median(m.samples / m.seconds for m in measured) for measured in found]
+    base = {one.name: rate for one, rate in zip(who, rates, strict=True) if one.name in ("dataloader", "tuned")}
+    made = []
+    for one, rate, (compiling, peak, machine, work) in zip(who, rates, facts, strict=True):
+        ratios = [f"{rate / base[name]:.2f}x" if name in base else "" for name in ("dataloader", "tuned")]
+        reached = f"{rate * work.seconds(machine):.0%}" if machine else ""
+        compiled = f"{compiling:.1f} s" if compiling else ""
+        made.append((what, one.name, f"{rate:,.0f}", *ratios, reached, compiled, f"{peak / 2**20:,.0f} MiB"))
+    return made
+
+
+HEADER = ("what", "who", "samples/s", "dataloader", "tuned", "of the floor", "compile", "peak memory")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows under the header, in Markdown."""
+    cells = [HEADER, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
+    lines = [
+        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures in turn and prints medians and their ratio."""
+    """Measures each case and prints one table."""
     with cli.one_line_errors(argv):
-        settings = _one(grid.resolve({}, options.settings()))
-        dataset = options.dataset(settings.dataset)
-        most = data.arrival.num_training(len(dataset.labels)) // settings.batch_size - 1
-        if most < 1:
-            raise UsageError(f"--batch_size={settings.batch_size} leaves no two batches of the training samples")
-        cores = len(jax.devices())
-        measured = {"one jitted step at a time": step_rate(settings, dataset)}
-        measured["one lane in the engine"] = engine_rate(settings, dataset, 1)
-        if cores > 1:
-            measured[f"{cores} lanes on {cores} devices"] = engine_rate(settings, dataset, cores)
-        rate = [measure(min(4, most)) for measure in measured.values()][-1]  # compiles everything
-        steps = max(1, min(most, _STEPS.value or int(2 * rate / settings.batch_size)))
-        rates = {name: [] for name in measured}
-        for _ in range(_REPEATS.value):
-            for name, measure in measured.items():
-                rates[name].append(measure(steps))
-        medians = {name: statistics.median(found) for name, found in rates.items()}
-        base = medians["one jitted step at a time"]
-        print(f"{settings.dataset}, {settings.model}, batches of {settings.batch_size}, {steps} steps, "
-              f"{jax.devices()[0].device_kind}, median of {_REPEATS.value}")  # fmt: skip
-        for name, median in medians.items():
-            print(f"{name:28} {median:12,.0f} samples/s   {median / base:6.2f}x")
+        cases = parse_list("--case", _CASE.value)
+        for case in cases:
+            check_choice("--case", case, tuple(CASES))
+        chosen = {case: grid.resolve(CASES[case].preset, options.settings()).variants for case in cases}
+        if any(len(variants) > 1 for variants in chosen.values()):
+            raise UsageError("the benchmark measures one setting of a case at a time; give one value to each flag")
+        rows = []
+        for case, (settings,) in chosen.items():
+            rows += run(case, settings, _REPEATS.value, _SECONDS.value)
+        machine = floor.rates()
+        print(
+            f"{jax.local_device_count()} x {jax.devices()[0].device_kind}: {machine.operations / 1e9:,.0f} GFLOP/s "
+            f"(float32 products), {machine.bandwidth / 1e9:,.1f} GB/s; median of {_REPEATS.value}, in turn\n"
+        )
+        print(table(rows))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,18 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SP_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+# What these try is how parts work together. Compiling takes most of their time; others try what the compiler makes.
+PLUMBING = ("test_experiments", "test_fitting", "test_hosts", "test_methods", "test_run", "test_streaming")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request):
+    quick = request.module.__name__ in PLUMBING
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def tfds_dir():
     folder = os.environ.get("TFDS_DATA_DIR")

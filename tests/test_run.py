@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import grain  # noqa: F401  (defines flags when first imported, which flagsaver would forget again)
 import jax
 import jax.numpy as jnp
 import numpy as np

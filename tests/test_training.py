@@ -108,6 +108,9 @@ def test_an_epoch_equals_numpy_in_float32(name, optimizer):
     assert float(progress.train_accuracy) == pytest.approx(accuracy, abs=1e-6)
     assert float(progress.train_loss) == pytest.approx(loss, abs=1e-4)
     check = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)  # noqa: E731
+    if name == "batch_norm" and optimizer == "adam":  # the bias before norm_2 changes nothing: its gradient is nothing
+        for params in (progress.state.params, net.params):  # but rounding, of which Adam makes whole steps
+            params["body"] = {"kernel": params["body"]["kernel"]}
     jax.tree.map(check, progress.state.params, net.params)
     jax.tree.map(check, progress.state.batch_stats, net.stats)
 
