@@ -98,7 +98,7 @@ def _kernel_gradient(x, dy, size, precision):
 
 
 def _kernel_gradient_of_patches(x, dy, size, stride, precision):
-    """Of any stride: products of all patches of an image or two with dy."""
+    """Of any stride: products of the patches of a few images with dy."""
     height, width = (stride * (n - 1) + 1 for n in dy.shape[1:3])
     channels = x.shape[3]
     x = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
@@ -107,7 +107,8 @@ def _kernel_gradient_of_patches(x, dy, size, stride, precision):
         taps = [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
         return _product_over_rows(jnp.concatenate(taps, axis=-1), dy, precision)
 
-    return _sum_over_chunks(of_chunk, x, dy, 2).reshape(size, size, channels, -1)
+    images = max(1, CHUNK_TILES // (dy.shape[1] * dy.shape[2]))
+    return _sum_over_chunks(of_chunk, x, dy, images).reshape(size, size, channels, -1)
 
 
 def _sum_over_chunks(function, x, dy, images):
