@@ -154,11 +154,11 @@ class Engine:
 
     def init(self, lanes: Lane) -> TrainState:
         """The first initialisation of each lane."""
-        return self._init(lanes, ())
+        return self._init(lanes, (), np.int32(0))
 
     def shapes(self, lanes: Lane) -> TrainState:
         """The shapes and dtypes of the lanes' states, as `jax.ShapeDtypeStruct`."""
-        return jax.eval_shape(jax.vmap(self._init_lane), lanes, ())
+        return jax.eval_shape(jax.vmap(lambda lane: self._init_lane(lane, (), 0)), lanes)
 
     def begin(
         self,
@@ -181,12 +181,13 @@ class Engine:
           Rounds that have not begun.
         """
         each = [restart] * self.num_lanes if callable(restart) else list(restart)
+        fresh = state if set(each) == {restarts.no_restart} else self._init(lanes, (), np.int32(round_))
         merged = None
         for kind in dict.fromkeys(each):
             chosen = np.array([one is kind for one in each] + [False] * (self._slots - len(each)))
             chosen = put(chosen, self.mesh, PartitionSpec(LANES))
             mine = lanes.replace(active=lanes.active & chosen)
-            begun = self._begin(kind, state)(mine, state, self.data, np.int32(round_), np.int32(num_visible))
+            begun = self._begin(kind, state)(mine, (state, fresh), self.data, np.int32(round_), np.int32(num_visible))
             merged = begun if merged is None else self._merge(lanes, (chosen, begun, merged))
         return merged
 
@@ -300,12 +301,12 @@ class Engine:
         """Spreads the samples of a batch over the devices of a lane."""
         return jax.lax.with_sharding_constraint(batch, PartitionSpec(BATCH))
 
-    def _init_lane(self, lane, _):
-        return training.init_state(self.trainer, lane, 0)
+    def _init_lane(self, lane, _, round_):
+        return training.init_state(self.trainer, lane, round_)
 
     def _restart_lane(self, restart):
-        def begin(lane, state, data, round_, num_visible):
-            fresh = training.init_state(self.trainer, lane, round_)
+        def begin(lane, states, data, round_, num_visible):
+            state, fresh = states  # the networks of all restarts are drawn by one program
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
             # Dropped by the compiler where they are not used; a stream sends none where the restart names none.

@@ -302,13 +302,14 @@ class StreamedEngine(Engine):
         """As `Engine._begin`: restarts a round, from the batches that the restart says it looks at."""
         kind = (restart, jax.tree.structure(state), tuple((x.shape, x.dtype) for x in jax.tree.leaves(state)))
 
-        def begin(lanes, state, data, round_, num_visible):
+        def begin(lanes, states, data, round_, num_visible):
             del data
+            state = states[0]
             count = getattr(restart, "batches", 0)
             order = self._arrival(lanes)
             fed = Fed(lanes, self._chosen(lanes, order[:, : count * self._size(lanes)]) if count else None)
             swept = self._sweep(kind, lanes, state, order, num_visible) if hasattr(restart, "sweep") else ()
-            return self._once(("begin", *kind), self._begin_lane(restart))(fed, (state, swept), round_, num_visible)
+            return self._once(("begin", *kind), self._begin_lane(restart))(fed, (states, swept), round_, num_visible)
 
         return begin
 
@@ -316,7 +317,7 @@ class StreamedEngine(Engine):
         sweep = getattr(restart, "sweep", None)
 
         def begin(fed, carry, round_, num_visible):
-            (state, swept), lane = carry, fed.lane
+            (states, swept), lane = carry, fed.lane
             left = iter(swept)
 
             def swept_restart(*args, **options):
@@ -325,7 +326,7 @@ class StreamedEngine(Engine):
             if fed.block is not None:  # these are all samples now, in the order of arrival
                 lane = lane.replace(order=jnp.arange(fed.block.labels.shape[0]))
             begin = self._restart_lane(swept_restart if sweep else restart)
-            return begin(lane, state, fed.block, round_, num_visible)
+            return begin(lane, states, fed.block, round_, num_visible)
 
         return begin
 
