@@ -20,7 +20,6 @@ from sp_jax import restarts, sweeps, training
 from sp_jax.data import arrival
 from sp_jax.types import Dataset, HParams
 
-PROBE = 2  # batches of the first, uncounted measurement
 SECONDS = 2.0  # about how long one measurement takes
 
 
@@ -165,11 +164,6 @@ def _use_cores(cores):
     jax.config.update("jax_num_cpu_devices", cores or len(os.sched_getaffinity(0)))
 
 
-def most_samples(data: Dataset, batch_size: int) -> int:
-    """The most samples of whole batches in an epoch."""
-    return arrival.num_training(len(data.labels)) // batch_size * batch_size
-
-
 def measure(running: Sequence[Running], data: Dataset, repeats: int, seconds: float = SECONDS) -> list[list[Measured]]:
     """All contenders in turn, several times, each on as many batches as take it about so long; whole experiments once.
 
@@ -178,16 +172,32 @@ def measure(running: Sequence[Running], data: Dataset, repeats: int, seconds: fl
     """
     if running[0].contender.arguments:
         return [[each.ask("measure", 0)] for each in running]
+    counts = [_samples(each, data, seconds) for each in running]
     found = [[] for _ in running]
-    counts = []
-    for each in running:
-        size = each.contender.settings.batch_size
-        most = most_samples(data, size)
-        each.ask("measure", min(PROBE * size, most))  # compiles
-        tried = each.ask("measure", min(PROBE * size, most))
-        wanted = seconds * tried.samples / tried.seconds / each.contender.lanes
-        counts.append(max(size, min(most, int(wanted) // size * size)))
     for _ in range(repeats):
         for each, count, measured in zip(running, counts, found, strict=True):
-            measured.append(each.ask("measure", count))
+            measured.append(_several(each, count, seconds))
     return found
+
+
+def _samples(running, data, seconds):
+    """So many whole batches that an epoch of them takes about so long, if there are."""
+    size = running.contender.settings.batch_size
+    most = arrival.num_training(len(data.labels)) // size * size
+    running.ask("measure", min(size, most))  # compiles
+    count = size
+    while count < most:
+        tried = running.ask("measure", count)
+        if tried.seconds > seconds / 2:
+            break
+        count = min(most, 4 * count, max(size, int(count * seconds / tried.seconds) // size * size))
+    return count
+
+
+def _several(running, count, seconds):
+    """Epochs until so much time has gone by."""
+    total = Measured(0, 0.0)
+    while total.seconds < seconds:
+        one = running.ask("measure", count)
+        total = Measured(total.samples + one.samples, total.seconds + one.seconds)
+    return total

@@ -72,7 +72,7 @@ def dataloader(settings: Settings, data: Dataset) -> Callable[[int], int]:
 
     def epoch(num_visible):
         samples = Images(data, num_visible)
-        loader = torch.utils.data.DataLoader(samples, batch_size=settings.batch_size, shuffle=True, num_workers=1)
+        loader = torch.utils.data.DataLoader(samples, batch_size=settings.batch_size, shuffle=True)
         correct = 0
         for x, y in loader:
             x, y = x.to(DEVICE), y.to(DEVICE)
