@@ -55,12 +55,12 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop)
         return
     done = sweeps.finished_rounds(groups, store)
     if all(done[name] == len(rounds) for name, rounds in visible.items()) and report.is_newest(job.folder):
-        watcher.open(store.note())
+        watcher.open(store.note().get("watch", {}))
         print(f"the run in {job.folder} is complete: {job.folder / 'report.md'}", flush=True)
         return
     datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
     workdir.write_config(job, visible, datasets)
-    watcher.open(store.note())
+    watcher.open(store.note().get("watch", {}))
     with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
             watcher.write(members[finished.group.name], finished)

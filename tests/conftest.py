@@ -18,7 +18,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 # What these try is how parts work together. Compiling takes most of their time; others try what the compiler makes.
-PLUMBING = ("test_experiments", "test_fitting", "test_hosts", "test_methods", "test_run", "test_streaming")
+PLUMBING = (
+    "test_checkpoint",
+    "test_experiments",
+    "test_faults",
+    "test_fitting",
+    "test_hosts",
+    "test_methods",
+    "test_run",
+    "test_streaming",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

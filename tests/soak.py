@@ -20,6 +20,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRID = ("--seeds=2", "--rounds=4", "--hidden=8", "--max_epochs=40", "--shrink=0.6", "--noise_scale=0.1,0")
+SHORT = ("--seeds=2", "--rounds=2", "--hidden=8", "--max_epochs=8", "--shrink=0.6", "--noise_scale=0.1")
 LONGEST = 6.0  # seconds that a process lives at most, its start included
 
 
@@ -72,13 +73,14 @@ def arrays(folder: pathlib.Path) -> list[np.ndarray]:
         return jax.tree.leaves(checkpointer.restore(newest))
 
 
-def soak(base: pathlib.Path, kills: int, seed: int) -> dict[str, float]:
+def soak(base: pathlib.Path, kills: int, seed: int, flags: tuple[str, ...] = GRID) -> dict[str, int]:
     """Runs one grid undisturbed, and once more with kills; runs that have ended begin again until there were enough.
 
     Args:
       base: an empty folder.
       kills: how many at least.
       seed: of the moments.
+      flags: of the grid.
 
     Returns:
       Figures: kills, how many of them in the middle of a checkpoint or of a round, runs, rows lost, rows doubled.
@@ -87,7 +89,7 @@ def soak(base: pathlib.Path, kills: int, seed: int) -> dict[str, float]:
       AssertionError: rows or parameters differ from the undisturbed run's, or a process has failed.
     """
     rng, whole = random.Random(seed), base / "whole"
-    process = start(whole, *GRID)
+    process = start(whole, *flags)
     process.join()
     assert process.exitcode == 0, pathlib.Path(f"{whole}.log").read_text()
     wanted, states = rows(whole), arrays(whole)
@@ -95,7 +97,7 @@ def soak(base: pathlib.Path, kills: int, seed: int) -> dict[str, float]:
     while found["kills"] < kills:
         found["runs"] += 1
         folder = base / f"run{found['runs']}"
-        disturb(folder, found, rng, kills)
+        disturb(folder, flags, found, rng, kills)
         have = rows(folder)
         keys = [tuple(row[name] for name in ("restart", "shrink", "noise_scale", "seed", "round")) for row in have]
         found["rows lost"] += len(wanted) - len({*keys})
@@ -106,12 +108,13 @@ def soak(base: pathlib.Path, kills: int, seed: int) -> dict[str, float]:
     return found
 
 
-def disturb(folder: pathlib.Path, found: dict[str, float], rng: random.Random, kills: int) -> None:
+def disturb(
+    folder: pathlib.Path, flags: tuple[str, ...], found: dict[str, int], rng: random.Random, kills: int
+) -> None:
     """Starts a run again and again, and kills it, until it has ended by itself; counts in `found`."""
-    longest = LONGEST
     while True:
-        process = start(folder, *GRID)
-        process.join(rng.uniform(0.0, longest) if found["kills"] < kills else None)
+        process = start(folder, *flags)
+        process.join(rng.uniform(0.0, LONGEST) if found["kills"] < kills else None)
         if process.exitcode is not None:
             assert process.exitcode == 0, pathlib.Path(f"{folder}.log").read_text()
             return
