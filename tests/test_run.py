@@ -280,7 +280,7 @@ def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
     (folder / "results.csv").unlink()
     assert "results.csv has lost or changed rows" in fails(capsys, workdir=str(folder), resume=True)
     (folder / "config.json").unlink()
-    assert "holds results.csv but no config.json" in fails(capsys, workdir=str(folder), resume=True)
+    assert "holds checkpoints but no config.json" in fails(capsys, workdir=str(folder), resume=True)
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "half-made"])
