@@ -1,6 +1,7 @@
 """What the binaries share: how they start, their common flag, errors of one line in place of tracebacks."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from experiments.settings import UsageError
 from sp_jax.checkpoint import CheckpointError
 from sp_jax.data import DataError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; experiments.run makes runs/<experiment>-<time>.")
 
 
@@ -26,6 +28,11 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
         yield
     except (UsageError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: cannot write {error.filename or 'a file'} ({error.strerror})", file=sys.stderr)
         sys.exit(2)
 
 

@@ -13,6 +13,7 @@ from experiments import claims, cli, comparison, plotting, registry, results, su
 from experiments.grid import Grid, resolve, several
 from experiments.plotting import style
 from experiments.settings import FIELDS, UsageError
+from sp_jax.files import write_whole
 
 flags.adopt_module_key_flags(cli)
 
@@ -40,8 +41,14 @@ def write(folder: pathlib.Path) -> str:
         for name, options in experiment.figures
         for path in getattr(plotting, name)(rows, curves, folder / "figures", **options)
     ]
-    (folder / "report.md").write_text(_report(config, grid, rows, curves, figures), encoding="utf-8")
+    write_whole(folder / "report.md", _report(config, grid, rows, curves, figures))
     return summary.table(rows, _planned(config, grid, rows))
+
+
+def is_newest(folder: pathlib.Path) -> bool:
+    """Whether a report stands beside the results and is not older."""
+    made, rows = folder / "report.md", folder / "results.csv"
+    return made.is_file() and rows.is_file() and made.stat().st_mtime_ns >= rows.stat().st_mtime_ns
 
 
 def _report(config, grid, rows, curves, figures):

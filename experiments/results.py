@@ -1,14 +1,17 @@
 """`results.csv`, tidy, one row for each lane and round, and `curves.csv`, long; appended as rounds end."""
 
+import contextlib
 import csv
 import io
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.grid import Member
 from experiments.settings import UsageError
+from sp_jax.files import write_whole
 from sp_jax.sweeps import Finished
 
 COLUMNS = (
@@ -77,67 +80,119 @@ def _identity(varied):
     return tuple(name for name in varied if name not in CURVE_COLUMNS)
 
 
+class Sound(NamedTuple):
+    """How much of a file a checkpoint vouches for."""
+
+    size: int = 0  # bytes, from the beginning
+    checksum: int = 0  # CRC-32 of them
+
+
+NOTHING = Sound()
+
+
 class Table:
     """A CSV file, opened for a run: what it holds is never written again, and rows are appended whole."""
 
-    def __init__(self, path: pathlib.Path, columns: Sequence[str], measured: Sequence[str] = MEASURED):
-        """Opens the file, or makes it; a last row that was not written to its end is dropped.
+    def __init__(
+        self, path: pathlib.Path, columns: Sequence[str], measured: Sequence[str] = MEASURED, sound: Sound = NOTHING
+    ):
+        """Opens the file, or makes it; what was not written to its end is dropped.
 
         Args:
           path: of the file.
           columns: of its header.
           measured: those that do not say which row it is.
+          sound: what must be there; rows after it are trained again where they are damaged.
 
         Raises:
-          UsageError: the file's header is another one.
+          UsageError: the file has another header, is not what was written, or cannot be written.
         """
         self._path, self._columns = path, tuple(columns)
         self._key = tuple(name for name in columns if name not in measured)
-        found = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = found[: found.rfind("\n") + 1]
-        header = _line(columns)
-        if whole and not whole.startswith(header):
+        found, header = path.read_bytes() if path.exists() else b"", _line(columns).encode()
+        if not (found.startswith(header) or header.startswith(found)):
             raise UsageError(f"{path} has other columns than this program writes; choose another --workdir")
-        if whole != found or not whole:
-            _replace(path, whole or header)
-        self._written = {self._key_of(row) for row in csv.DictReader(io.StringIO(whole))}
+        if len(found) < sound.size or zlib.crc32(found[: sound.size]) != sound.checksum:
+            raise UsageError(
+                f"{path} has lost or changed rows since this run wrote it; restore it from a copy, or start again in "
+                "another --workdir"
+            )
+        self._sound, self._written = Sound(len(header), zlib.crc32(header)), set()
+        if found.startswith(header):
+            self._take(found)
+            if self._sound.size < sound.size:
+                raise UsageError(f"{path} is damaged in row {len(self._written) + 1}; restore it from a copy")
+        self._repair(found, header)
 
     @classmethod
-    def results(cls, path: pathlib.Path, varied: Sequence[str], measures: Sequence[str]) -> "Table":
+    def results(
+        cls, path: pathlib.Path, varied: Sequence[str], measures: Sequence[str], sound: Sound = NOTHING
+    ) -> "Table":
         """`results.csv` of an experiment."""
-        return cls(path, (*COLUMNS, *extra(varied), *measures), (*MEASURED, *measures))
+        return cls(path, (*COLUMNS, *extra(varied), *measures), (*MEASURED, *measures), sound)
 
     @classmethod
-    def curves(cls, path: pathlib.Path, varied: Sequence[str]) -> "Table":
+    def curves(cls, path: pathlib.Path, varied: Sequence[str], sound: Sound = NOTHING) -> "Table":
         """`curves.csv` of an experiment."""
-        return cls(path, (*CURVE_COLUMNS, *_identity(varied)), ("value",))
+        return cls(path, (*CURVE_COLUMNS, *_identity(varied)), ("value",), sound)
 
-    def check_holds(self, experiment: str, member: Member, varied: Sequence[str], rounds: int, first: int = 1) -> None:
-        """Raises a `UsageError` where a member has no rows of one of its rounds from `first` on."""
-        shared = _shared(experiment, member, varied)
-        columns = [i for i, name in enumerate(self._key) if name in (*shared, "round", "seed")]
-        names, have = [self._key[i] for i in columns], {tuple(key[i] for i in columns) for key in self._written}
-        for round_ in range(first, rounds + 1):
-            wanted = ({**shared, "round": round_, "seed": seed} for seed in range(member.settings.seeds))
-            if any(tuple(text(row[name]) for name in names) not in have for row in wanted):
-                raise UsageError(
-                    f"{self._path} lacks rows of round {round_} of {member.name}, which the checkpoints hold as "
-                    "finished; restore it from a copy, or start again in another --workdir"
-                )
+    @property
+    def sound(self) -> Sound:
+        """What the file holds now, all of it on the disk."""
+        return self._sound
 
     def append(self, new: Sequence[Row]) -> None:
-        """Appends the rows that the file does not hold yet, in one write, and waits until they are on the disk."""
+        """Appends the rows that the file does not hold yet, all or none, and waits until they are on the disk.
+
+        Raises:
+          UsageError: they cannot be written.
+        """
         new = [row for row in new if self._key_of(row) not in self._written]
         if not new:
             return
-        lines = "".join(_line([row[name] for name in self._columns]) for row in new)
-        with open(self._path, "ab", buffering=0) as file:
-            file.write(lines.encode())
-            os.fsync(file.fileno())
+        lines = "".join(_line([row[name] for name in self._columns]) for row in new).encode()
+        with _one_line(self._path), open(self._path, "r+b") as file:
+            try:
+                file.seek(self._sound.size)
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self._path, self._sound.size)
+                raise
+        self._sound = Sound(self._sound.size + len(lines), zlib.crc32(lines, self._sound.checksum))
         self._written.update(map(self._key_of, new))
+
+    def _take(self, found):
+        """Books the rows of the file up to the first that is not whole."""
+        for line in found[self._sound.size :].splitlines(keepends=True):
+            values = next(csv.reader([line.decode(errors="replace")]), [])
+            if not line.endswith(b"\n") or len(values) != len(self._columns) or "\0" in line.decode(errors="replace"):
+                return
+            self._sound = Sound(self._sound.size + len(line), zlib.crc32(line, self._sound.checksum))
+            self._written.add(self._key_of(dict(zip(self._columns, values, strict=True))))
+
+    def _repair(self, found, header):
+        """Makes the file what `sound` says."""
+        with _one_line(self._path):
+            if not found.startswith(header):
+                write_whole(self._path, header.decode())
+            elif len(found) != self._sound.size:
+                os.truncate(self._path, self._sound.size)
 
     def _key_of(self, row):
         return tuple(row[name] for name in self._key)
+
+
+@contextlib.contextmanager
+def _one_line(path):
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise UsageError(
+            f"cannot write {path} ({reason}); what it held is as it was: make room, then go on with --resume"
+        ) from None
 
 
 def read(path: pathlib.Path) -> list[Row]:
@@ -186,9 +241,3 @@ def _line(values) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(values)
     return out.getvalue()
-
-
-def _replace(path, content):
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -8,13 +8,15 @@ python -m experiments.run --shrink=0.2,0.4,0.6,0.8 --noise_scale=0,0.01,0.1     
 python -m experiments.run --resume --workdir=runs/…          goes on where a run was stopped
 """
 
+import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import build, check, cli, hosts, options, progress, registry, report, results, settings, watch, workdir
-from sp_jax import data, sweeps
+from experiments import build, check, cli, hosts, options, progress, registry, report, settings, stop, watch, workdir
+from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
 
 flags.adopt_module_key_flags(cli)
@@ -27,33 +29,41 @@ _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
+_CHECKPOINT_SECONDS = flags.DEFINE_float(
+    "checkpoint_seconds",
+    checkpoint.SECONDS,
+    "Time between checkpoints in the middle of a round; one follows each round.",
+)
 _STREAM = flags.DEFINE_bool(
     "stream", None, "Keep the data on the host and stream batches; same results. Default: where they do not fit."
 )
 
 
-def train(job: workdir.Job, groups: Sequence[sweeps.Group]) -> None:
-    """Runs one experiment to its end, writing rows as rounds end, then its figures and report."""
-    name, varied, members = job.experiment.name, job.varied, {m.name: m for m in job.grid.members()}
+def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop) -> None:
+    """Runs one experiment to its end, writing rows as rounds end, then its figures and report.
+
+    Raises:
+      sweeps.Stopped: it was stopped before its end; --resume goes on.
+    """
+    members = {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
-    watcher, store = watch.Watcher(job), Store(job.folder / "checkpoints", write=hosts.first())
+    watcher = watch.Watcher(job)
+    store = Store(job.folder / "checkpoints", write=hosts.first(), every=_CHECKPOINT_SECONDS.value)
     if not hosts.first():
-        for _ in sweeps.run(groups, store=store, watch=watcher.watch(None)):
+        for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):
             pass
         return
+    done = sweeps.finished_rounds(groups, store)
+    if all(done[name] == len(rounds) for name, rounds in visible.items()) and report.is_newest(job.folder):
+        watcher.open(store.note().get("watch", {}))
+        print(f"the run in {job.folder} is complete: {job.folder / 'report.md'}", flush=True)
+        return
+    datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
     workdir.write_config(job, visible, datasets)
-    watcher.open()
-    file = results.Table.results(job.folder / "results.csv", varied, watcher.measures)
-    done = {group.name: min(store.newest(group.name), len(group.phases)) for group in groups}
-    for group, rounds in done.items():
-        file.check_holds(name, members[group], varied, rounds)
-        watcher.check_holds(members[group], rounds)
-    reporter = progress.Reporter(done, visible, {name: member.label for name, member in members.items()})
-    with reporter:
-        for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk)):
+    watcher.open(store.note().get("watch", {}))
+    with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
+        for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
             watcher.write(members[finished.group.name], finished)
-            file.append(results.rows(name, members[finished.group.name], varied, finished))
             reporter.finished(finished)
     print(f"\n{report.write(job.folder)}\n\n{job.folder / 'report.md'}", flush=True)
 
@@ -70,20 +80,21 @@ def main(argv: Sequence[str]) -> None:
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
         hosts.join(workdir.expand(cli.WORKDIR.value or ""))  # now all have read what the folder holds
+        base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
+        stopping = stop.Stop()
         try:
-            _train_all(jobs)
+            _train_all(jobs, base, stopping)
             hosts.wait("the first has written all")
         except Exception as error:
             hosts.await_verdict(error)
             raise
         except KeyboardInterrupt:
-            base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
             several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
             print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
-            hosts.leave(130)
+            hosts.leave(128 + (stopping.signal or signal.SIGINT))
 
 
-def _train_all(jobs):
+def _train_all(jobs, base, stopping):
     loaded = {}
 
     def dataset(name):
@@ -99,9 +110,10 @@ def _train_all(jobs):
         for job in jobs
     ]
     check.plans(plans, dataset, _DEVICES_PER_LANE.value)
-    for job, plan in zip(jobs, plans, strict=True):
-        builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value, stream=_STREAM.value)
-        train(job, [builder.group(member, phases) for member, phases in plan.items()])
+    with workdir.lock(base, _RESUME.value) if hosts.first() else contextlib.nullcontext(), stopping:
+        for job, plan in zip(jobs, plans, strict=True):
+            builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value, stream=_STREAM.value)
+            train(job, [builder.group(member, phases) for member, phases in plan.items()], stopping)
 
 
 if __name__ == "__main__":

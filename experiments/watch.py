@@ -1,7 +1,9 @@
 """What is looked at while an experiment trains: curves of each epoch, gradient norms, similarity to the start."""
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from sp_jax import diagnostics, sweeps
 
 
 class Watcher:
-    """Collects what the job asks for and writes `curves.csv`."""
+    """Collects what the job asks for and writes `results.csv` and `curves.csv`."""
 
     def __init__(self, job: Job):
         """Writes nothing yet."""
@@ -21,36 +23,48 @@ class Watcher:
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms = {}  # trainer -> what measures gradient norms
         self._looks = self._learning or job.experiment.gradient_norms
-        self._file = None
+        self._files = {}  # of the host that writes, by name
 
-    def open(self) -> None:
-        """Opens `curves.csv` where the job has one; only the host that writes does."""
-        if self._looks:
-            self._file = results.Table.curves(self._folder / "curves.csv", self._varied)
+    def open(self, note: Mapping[str, Any]) -> None:
+        """Opens the tables as they were when the note was made; only the host that writes does.
+
+        Args:
+          note: what `note` has given to the checkpoint that the run goes on from; empty at its beginning.
+
+        Raises:
+          UsageError: a table is not what was written then, or cannot be written.
+        """
+        sound = {name: results.Sound(*found) for name, found in note.get("files", {}).items()}
+        tables = {"results.csv": functools.partial(results.Table.results, measures=self.measures)}
+        tables |= {"curves.csv": results.Table.curves} if self._looks else {}
+        for name, table in tables.items():
+            self._files[name] = table(self._folder / name, self._varied, sound=sound.get(name, results.NOTHING))
+        for group, round_, found in note.get("found", []):
+            self._found[group, round_] = [tuple(each) for each in found]
+
+    def note(self) -> dict[str, Any]:
+        """What a checkpoint remembers: how much of each file it vouches for, what was seen of the running round."""
+        found = [(*key, values) for key, values in self._found.items()]
+        return {"files": {name: table.sound for name, table in self._files.items()}, "found": found}
 
     @property
     def measures(self) -> tuple[str, ...]:
         """The columns that it adds to `results.csv`."""
         return results.SIMILARITIES if self._experiment.similarity else ()
 
-    def check_holds(self, member: Member, rounds: int) -> None:
-        """Raises a `UsageError` where the curves of a member's first so many rounds are not all there."""
-        if self._file:
-            first = 1 if self._learning else 2
-            self._file.check_holds(self._experiment.name, member, self._varied, rounds, first=first)
-
-    def watch(self, on_chunk: Callable | None) -> sweeps.Watch:
+    def watch(self, on_chunk: Callable | None, stop: Callable[[], bool]) -> sweeps.Watch:
         """What `sweeps.run` calls; nothing per epoch or round unless the job asks for it."""
         on_epoch = self._on_epoch if self._looks else None
-        return sweeps.Watch(on_chunk, on_epoch, self._similarity if self._experiment.similarity else None)
+        measure = self._similarity if self._experiment.similarity else None
+        return sweeps.Watch(on_chunk, on_epoch, measure, stop, self.note)
 
     def write(self, member: Member, finished: sweeps.Finished) -> None:
-        """Appends the curves of a finished round."""
-        if self._file:
-            round_ = finished.results[0].round
+        """Appends the rows of a finished round, its curves first."""
+        name, round_ = self._experiment.name, finished.results[0].round
+        if self._looks:
             found = self._found[finished.owner, round_]
-            name = self._experiment.name
-            self._file.append(results.curve_rows(name, member, self._varied, round_, found))
+            self._files["curves.csv"].append(results.curve_rows(name, member, self._varied, round_, found))
+        self._files["results.csv"].append(results.rows(name, member, self._varied, finished))
 
     def _on_epoch(self, group, round_, lanes, progress):
         phase = group.phases[round_ - 1]
@@ -67,6 +81,8 @@ class Watcher:
 
     def _keep(self, group, round_, seeds, values, progress):
         """Books the lanes that have trained an epoch since the last time; lanes that have stopped have not."""
+        for past in [key for key in self._found if key[1] < round_]:
+            del self._found[past]
         found = self._found[group.name, round_]
         newest = {seed: epoch for seed, epoch, *_ in found}
         for i, seed in enumerate(seeds.tolist()):

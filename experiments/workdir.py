@@ -1,14 +1,17 @@
 """A run's folder: `config.json`, `results.csv`, `checkpoints/`, `figures/`, `report.md`; who may write into it."""
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import itertools
 import json
 import os
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from experiments import registry
 from experiments.grid import Grid, Product, resolve, several
 from experiments.settings import FIELDS, UsageError
 from experiments.spec import Experiment
+from sp_jax.files import write_whole
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -135,11 +139,10 @@ def write_config(job: Job, visible: Mapping[str, Sequence[int]], samples: Mappin
         **({name: saved.get(name, value) for name, value in started.items()}),
         "resumed": [*saved.get("resumed", []), *([started] if saved else [])],
     }
+    config["checksum"] = _checksum(config)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = job.folder / ".config.json.unfinished"
-        unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(job.folder / "config.json")
+        write_whole(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write into {job.folder} ({error.strerror}); choose another --workdir") from None
 
@@ -162,11 +165,51 @@ def _read_config(folder):
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("checksum", _checksum(config)) != _checksum(config):
+            raise ValueError("its checksum does not fit")
         registry.get(config["experiment"])
         _ = Grid.from_json(config).variants
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); restore it, or start again in another --workdir") from None
     return config
+
+
+def _checksum(config):
+    """Of all but the checksum."""
+    return zlib.crc32(json.dumps({k: v for k, v in config.items() if k != "checksum"}, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def lock(base: pathlib.Path, resume: bool) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made; a process that has died keeps nobody out.
+
+    Args:
+      base: of one run, or of several experiments.
+      resume: whether it may hold a run.
+
+    Raises:
+      UsageError: another process has the folder, or it cannot be written.
+    """
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        file = open(base / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"cannot write into {base} ({error.strerror}); choose another --workdir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UsageError(
+                f"process {owner} is writing into {base}; wait for it, or choose another --workdir"
+            ) from None
+        if not resume:
+            _check_empty(base)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def _held(base):

@@ -1,23 +1,59 @@
-"""Save and restore the state of a group of lanes after a round (Orbax)."""
+"""Save and restore where a run stands (Orbax), with a checksum of every file; the newest sound state is what counts."""
 
+import hashlib
+import json
+import logging
 import pathlib
+import re
 import shutil
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
 
 import chex
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from sp_jax.files import sync_folder, write_whole
+
+FORMAT = 1  # of what is written here; another one is refused
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that decide what a state looks like
+MANIFEST = "manifest"  # a checksum and a line of JSON
+SECONDS = 180.0  # between two checkpoints in the middle of a round
+LEAST_WORK = 50  # times as long as the last checkpoint took, at least, until the next one: 2 % of the time at most
+KEPT = 2  # of each kind: where the newest is damaged there is another
+
+logger = logging.getLogger("sp_jax")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read; the message is one line."""
+    """A checkpoint that cannot be read or written; the message is one line."""
+
+
+class Point(NamedTuple):
+    """A checkpoint: the states after a round, or what the round after it has come to."""
+
+    number: int  # of rounds that were saved so far
+    part: int  # 0 after a round; 1, 2, … in the middle of the next one
+    note: dict[str, Any]  # plain JSON, saved beside the arrays
 
 
 class Store:
-    """One folder of checkpoints: for each group the state after its newest finished round, older ones deleted."""
+    """One folder of checkpoints, each whole or not there at all; older ones are deleted."""
 
-    def __init__(self, folder: str | pathlib.Path, *, write: bool = True):
-        """Writes nothing yet; `folder` need not exist. Of several hosts, which all see the folder, one has `write`."""
-        self._folder, self._write = pathlib.Path(folder).absolute(), write
+    def __init__(self, folder: str | pathlib.Path, *, write: bool = True, every: float = SECONDS):
+        """Writes nothing yet.
+
+        Args:
+          folder: need not exist.
+          write: of several hosts, which all see the folder, one writes.
+          every: seconds between two checkpoints in the middle of a round.
+        """
+        self._folder, self._write, self._every = pathlib.Path(folder).absolute(), write, every
+        self._saved, self._took = time.monotonic(), 0.0
+        self._newest = None  # what `resume` has found
         own = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"store_{own}"
@@ -25,43 +61,188 @@ class Store:
         options = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
         self._checkpointer = ocp.StandardCheckpointer(**options)
 
-    def save(self, group: str, round_: int, state: chex.ArrayTree) -> None:
-        """Saves a pytree of NumPy arrays, atomically, then deletes the group's older rounds."""
-        if not self._write:
-            return
-        self._checkpointer.save(self._folder / group / str(round_), state, force=True)
-        self._checkpointer.wait_until_finished()
-        for other in self._rounds(group):
-            if other != round_:
-                shutil.rmtree(self._folder / group / str(other), ignore_errors=True)
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint in the middle of a round."""
+        return self._write and time.monotonic() - self._saved > max(self._every, LEAST_WORK * self._took)
 
-    def restore(self, group: str, like: chex.ArrayTree) -> tuple[int, chex.ArrayTree] | None:
-        """The newest finished round of a group and its state, or None where there is none.
+    def save(self, trees: Mapping[str, chex.ArrayTree], note: Mapping[str, Any], *, midway: bool = False) -> None:
+        """Saves pytrees of NumPy arrays by name, atomically, then deletes what is older than needed.
 
         Args:
-          group: its name.
-          like: pytree of `jax.ShapeDtypeStruct`, the state's structure.
-
-        Returns:
-          `(round, state)`, the state as NumPy arrays.
+          trees: by the names of groups.
+          note: plain JSON.
+          midway: in the middle of a round.
 
         Raises:
-          CheckpointError: it cannot be read as such a state.
+          CheckpointError: they cannot be written; those before are as they were.
         """
-        round_ = self.newest(group)
-        if round_ == 0:
-            return None
-        path = self._folder / group / str(round_)
+        if not self._write:
+            return
+        start, points = time.monotonic(), self._points()
+        number = max((number for number, part in points if part == 0), default=0)
+        point = (
+            (number, 1 + max(part for n, part in [*points, (number, 0)] if n == number)) if midway else (number + 1, 0)
+        )
+        path, unfinished = self._path(point), self._folder / ".unfinished"
         try:
-            return round_, self._checkpointer.restore(path, like)
+            self._clear()
+            self._checkpointer.save(unfinished, {name: _numbered(tree) for name, tree in trees.items()})
+            self._checkpointer.wait_until_finished()
+            about = {"format": FORMAT, "versions": _versions(), "note": note, "files": _checksums(unfinished)}
+            about["leaves"] = {name: _describe(tree) for name, tree in trees.items()}
+            text = json.dumps(about)
+            write_whole(unfinished / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.rename(path)
+            sync_folder(self._folder)
         except Exception as error:  # Orbax raises whatever its parts raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"the checkpoint {path} is damaged, or of another program: {reason}") from error
+            self._clear()
+            what = f"cannot write the checkpoint {path} ({_reason(error)})"
+            raise CheckpointError(
+                f"{what}; those before are as they were: make room, then go on with --resume"
+            ) from error
+        self._newest = None
+        self._prune([*points, point])
+        self._saved = time.monotonic()
+        self._took = self._saved - start
 
-    def newest(self, group: str) -> int:
-        """The newest finished round of a group, 0 where there is none."""
-        return max(self._rounds(group), default=0)
+    def resume(self) -> tuple[Point | None, Point | None]:
+        """The newest sound state: after a round (None is the beginning), and in the middle of the next one (None is its
+        beginning). What is damaged is said in one line.
 
-    def _rounds(self, group: str) -> list[int]:
-        folder = self._folder / group
-        return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        Raises:
+          CheckpointError: none of them is sound; or they are of another format.
+        """
+        if self._newest is None:
+            self._newest = self._find()
+        return self._newest
+
+    def note(self) -> dict[str, Any]:
+        """Of the newest sound state; empty at the beginning."""
+        whole, part = self.resume()
+        newest = part or whole
+        return newest.note if newest else {}
+
+    def load(self, point: Point, like: Mapping[str, chex.ArrayTree]) -> dict[str, chex.ArrayTree]:
+        """Pytrees of NumPy arrays.
+
+        Args:
+          point: from `resume`.
+          like: by name, pytrees of `jax.ShapeDtypeStruct`.
+
+        Raises:
+          CheckpointError: they are of another structure.
+        """
+        path, about = self._path(point[:2]), self._read(point[:2])
+        for name, tree in like.items():
+            have, want = about["leaves"].get(name, {}), _describe(tree)
+            leaf = next((leaf for leaf in {**want, **have} if have.get(leaf) != want.get(leaf)), None)
+            if leaf is not None:
+                written = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+                raise CheckpointError(
+                    f"the checkpoint {path} does not fit this program ({name}: {leaf} is {have.get(leaf, 'missing')}, "
+                    f"not {want.get(leaf, 'there')}); go on with what wrote it ({written}), or begin in another folder"
+                )
+        found = self._checkpointer.restore(path)
+        return {name: _unnumbered(found.get(name, {}), tree) for name, tree in like.items()}
+
+    def _find(self):
+        sound, damaged = [], {}
+        for point in self._points():
+            try:
+                sound.append(Point(*point, self._read(point)["note"]))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                if isinstance(error, CheckpointError):
+                    raise
+                damaged[point] = f"the checkpoint {self._path(point)} is damaged ({_reason(error)})"
+        whole = next((point for point in sound if point.part == 0), None)
+        if whole is None and any(number for number, _ in self._points()):
+            what = next(iter(damaged.values()), f"the checkpoint {self._path((1, 0))} is missing")
+            raise CheckpointError(
+                f"{what} and no older one is left; restore it, or delete {self._folder} to train again"
+            )
+        number = whole.number if whole else 0
+        part = next((point for point in sound if point.number == number and point.part), None)
+        newest = part or whole
+        for what in damaged.values() if self._write else ():
+            logger.warning("%s; going on from %s", what, self._path(newest[:2]) if newest else "the beginning")
+        if newest and self._write:
+            self._say_versions(newest)
+        return whole, part
+
+    def _read(self, point):
+        """What a checkpoint says of itself, when its files are what they were."""
+        path = self._path(point)
+        checksum, text = (path / MANIFEST).read_text(encoding="utf-8").splitlines()
+        if hashlib.sha256(text.encode()).hexdigest() != checksum:
+            raise ValueError(f"{MANIFEST} is not what was written")
+        about = json.loads(text)
+        if about["format"] != FORMAT:
+            raise CheckpointError(
+                f"the checkpoint {path} is of format {about['format']}, this program reads {FORMAT}: go on with the "
+                "release of sp_jax that wrote it, or begin in another folder"
+            )
+        found = _checksums(path)
+        for name, checksum in about["files"].items():
+            if found.get(name) != checksum:
+                raise ValueError(f"{name} is {'not what was written' if name in found else 'missing'}")
+        return about
+
+    def _points(self):
+        """(number, part) of all checkpoints, newest first."""
+        paths = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        found = {path: re.fullmatch(r"(\d+)(?:\.(\d+))?", path.name) for path in paths if path.is_dir()}
+        for path, match in found.items():
+            if not match and not path.name.startswith(".unfinished"):
+                raise CheckpointError(f"{path} is no checkpoint of this release of sp_jax; begin in another folder")
+        return sorted(((int(m[1]), int(m[2] or 0)) for m in found.values() if m), reverse=True)
+
+    def _path(self, point):
+        number, part = point
+        return self._folder / (f"{number}.{part}" if part else str(number))
+
+    def _prune(self, points):
+        whole = sorted((p for p in points if p[1] == 0), reverse=True)[:KEPT]
+        number = whole[0][0] if whole else 0
+        parts = sorted((p for p in points if p[0] == number and p[1]), reverse=True)[:KEPT]
+        for point in {*points} - {*whole, *parts}:
+            shutil.rmtree(self._path(point), ignore_errors=True)
+
+    def _clear(self):
+        for path in self._folder.glob(".unfinished*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _say_versions(self, point):
+        before, now = self._read(point[:2])["versions"], _versions()
+        changed = [f"{name} {before[name]} is now {now[name]}" for name in before if before[name] != now.get(name)]
+        if changed:
+            logger.info("%s: the rounds to come may differ from an undisturbed run's in rounding", ", ".join(changed))
+
+
+def _versions():
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def _numbered(tree):
+    """Leaves by their place; those without elements, which Orbax does not save, left out."""
+    return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree)) if x.size}
+
+
+def _unnumbered(leaves, like):
+    each, structure = jax.tree.flatten(like)
+    return structure.unflatten(np.asarray(leaves.get(str(i), np.zeros(x.shape, x.dtype))) for i, x in enumerate(each))
+
+
+def _describe(tree):
+    """Each leaf's dtype and shape, by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _checksums(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _reason(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -204,7 +204,7 @@ class Engine:
         progress: Progress,
         round_: int,
         num_visible: int,
-        on_chunk: Callable[[Progress], None] | None = None,
+        on_chunk: Callable[[Progress, Callable[[], Progress]], None] | None = None,
         on_epoch: Callable[[Progress], None] | None = None,
     ) -> Progress:
         """Trains all lanes until each has stopped, in chunks of about `CHUNK_SECONDS`; lanes that have stopped make
@@ -212,10 +212,11 @@ class Engine:
 
         Args:
           lanes: as placed.
-          progress: from `begin`; its buffers are reused.
+          progress: from `begin`, or where a round was left, as placed; its buffers are reused.
           round_: counted from 1.
           num_visible: how many samples have arrived.
-          on_chunk: called with the progress (state left out, idle lanes too) after each chunk, on the host.
+          on_chunk: called after each chunk with the progress, state left out, and a function that fetches all of it
+            (several hosts call it together); both [slots, ...] on the host, idle lanes too.
           on_epoch: called with the progress, on the devices, before the first epoch and after each: a chunk is then
             one epoch.
 
@@ -223,11 +224,11 @@ class Engine:
           The progress, no lane `RUNNING`.
         """
         home, active = np.arange(self._slots), to_host(lanes.active)  # where each slot's lane belongs
-        trained, running = np.zeros(self._slots, int), active
+        trained, running = to_host(progress.epoch), active & (to_host(progress.stop_reason) == StopReason.RUNNING)
         while True:
             if on_epoch:
                 on_epoch(progress)
-            limit = trained.max() + (1 if on_epoch else self._epochs(running.sum() * num_visible))
+            limit = trained.max() + (1 if on_epoch else self._epochs(max(1, running.sum()) * num_visible))
             start, compiled = time.monotonic(), self.compile_seconds
             progress = self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(limit))
             summary = jax.tree.map(to_host, progress.replace(state=None))
@@ -237,7 +238,8 @@ class Engine:
             self._count(epochs)
             trained, running = summary.epoch, (summary.stop_reason == StopReason.RUNNING) & active[home]
             if on_chunk:
-                on_chunk(_take(summary, np.argsort(home)))
+                home_order = partial(_at_home, home)
+                on_chunk(home_order(summary), partial(home_order, progress))
             if not running.any():
                 break
             order = None if on_epoch else regrouped(running, self._rows, self.side_by_side)
@@ -345,6 +347,11 @@ def _merge_lane(lane, carry):
 
 def _take(lanes, order):
     return jax.tree.map(lambda x: x[order], lanes)
+
+
+def _at_home(home, lanes):
+    """NumPy arrays of [slots, ...] in the order in which the lanes were placed."""
+    return _take(jax.tree.map(to_host, lanes), np.argsort(home))
 
 
 def _check_devices_per_lane(count, num_devices, batch_size):

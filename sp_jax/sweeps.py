@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sp_jax import restarts
 from sp_jax.checkpoint import Store
@@ -72,12 +73,18 @@ class Finished(NamedTuple):
         return self.owner == self.group.name
 
 
+class Stopped(KeyboardInterrupt):
+    """Training has stopped where it was asked to (`Watch.stop`); from what was saved it goes on to the same results."""
+
+
 class Watch(NamedTuple):
     """What is looked at while groups train; off the hot path where it is not asked for."""
 
     on_chunk: Callable[[Sequence[Group], int, Progress], None] | None = None  # of a pool, every few seconds; no state
     on_epoch: Callable[[Group, int, Lane, Progress], None] | None = None  # on the devices; slower, see `Engine.train`
     measure: Callable[[Phase, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
+    stop: Callable[[], bool] | None = None  # asked after each chunk: whether to save now and raise `Stopped`
+    note: Callable[[], dict] = dict  # plain JSON, saved beside the states
 
     @property
     def alone(self) -> bool:
@@ -96,33 +103,102 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Watch = N
 
     Args:
       groups: names must be unique.
-      store: where the states are saved after each round, and taken from: rounds that it holds are not trained again.
+      store: where the states are saved, after each round and every few minutes in the middle of one, and taken from:
+        what it holds is not trained again.
       watch: what is called meanwhile.
 
     Yields:
-      Each group as it finishes a round. Its checkpoint is written when the next one is asked for, so what was yielded
-      and written down is never older than the checkpoint.
+      Each group as it finishes a round. The round's checkpoint is written when all its groups have been taken, so what
+      was yielded and written down is never older than the checkpoint.
+
+    Raises:
+      Stopped: `watch.stop` asked for it.
+      CheckpointError: what the store holds cannot be read, or nothing can be written to it.
     """
-    states, done = _restore(groups, store) if store else ({}, {})
+    standing = _Standing(groups, store, watch)
     histories = _histories(groups)
     placed = {}
     for round_ in range(1, 1 + max((len(group.phases) for group in groups), default=0)):
-        training_now = [g for g in groups if done.get(g.name, 0) < round_ <= len(g.phases)]
+        training_now = [g for g in groups if standing.done.get(g.name, 0) < round_ <= len(g.phases)]
         owners = {}  # by history, for those who share it
         for group in training_now:
             owners.setdefault(histories[group.name][round_ - 1], group)
-        finished = {}  # by the owner's name, until all who share it have it
+        finished, states = {}, {}  # by the owner's name; by the group's
         for group in training_now:
             owner = owners[histories[group.name][round_ - 1]].name
             if owner not in finished:
                 pool = _pool(owners.values(), group, round_, finished, watch)
-                finished |= _train(pool, round_, [states.get(g.name) for g in pool], placed, watch)
+                finished |= _train(pool, round_, standing, placed, watch)
             states[group.name], results, measures = finished[owner]
             yield Finished(group, results, owner, measures)
-            if store is not None:
-                store.save(group.name, round_, states[group.name])
-            if round_ == len(group.phases):
-                del states[group.name]
+        if training_now:
+            standing.end_round(round_, states)
+
+
+class Midway(NamedTuple):
+    """A group in the middle of a round."""
+
+    progress: Progress  # [L, ...] on the host
+    seconds: float  # that the round took so far
+
+
+class _Standing:
+    """Where a run stands, saved from time to time: all states after a round, and what the next one has come to."""
+
+    def __init__(self, groups, store, watch):
+        """Takes up what the store holds."""
+        self._store, self._watch = store, watch
+        self.done, self.states = finished_rounds(groups, store), {}  # by group
+        self._midway, self._summary = {}, None  # of the round that is running, by group; the newest chunk's
+        whole, part = store.resume() if store else (None, None)
+        if whole:
+            phases = {g.name: g.phases[self.done[g.name] - 1] for g in groups if self.done.get(g.name)}
+            self.states = store.load(whole, {name: _shapes(phase) for name, phase in phases.items()})
+        if part:
+            phases = {g.name: g.phases[part.note["round"] - 1] for g in groups if g.name in part.note["seconds"]}
+            start = jax.vmap(Progress.start)
+            found = store.load(part, {name: jax.eval_shape(start, _shapes(phase)) for name, phase in phases.items()})
+            self._midway = {name: Midway(each, part.note["seconds"][name]) for name, each in found.items()}
+
+    def midway(self, pool):
+        """What the pool's groups have come to, as one; None where one of them has not begun."""
+        found = [self._midway.get(group.name) for group in pool]
+        if any(each is None for each in found):
+            return None
+        return Midway(_stack([each.progress for each in found]), max(each.seconds for each in found))
+
+    def chunk(self, round_, summary, split, whole):
+        """After a chunk: saves where it is time or a stop is asked for.
+
+        Args:
+          round_: counted from 1.
+          summary: the pool's progress without its state.
+          split: gives each group's part of a tree of [L, ...].
+          whole: fetches the `Midway` of the pool.
+        """
+        self._summary = summary
+        asked, due = _any_host(self._watch.stop is not None and self._watch.stop(), self._store and self._store.due())
+        if self._store and (asked or due):
+            progress, seconds = whole()
+            parts = self._midway | {name: Midway(each, seconds) for name, each in split(progress).items()}
+            note = {"round": round_, "seconds": {name: each.seconds for name, each in parts.items()}}
+            trees = {name: each.progress for name, each in parts.items()}
+            self._store.save(trees, note | {"watch": self._watch.note()}, midway=True)
+        if asked:
+            raise Stopped
+
+    def end_pool(self, split, states, seconds):
+        """A pool has finished, others of the round perhaps not; `states` by group."""
+        for name, summary in split(self._summary).items():
+            self._midway[name] = Midway(summary.replace(state=states[name]), seconds)
+
+    def end_round(self, round_, states):
+        """All have finished a round."""
+        self.states |= states
+        self.done |= dict.fromkeys(states, round_)
+        self._midway = {}
+        if self._store:
+            self._store.save(self.states, {"done": self.done, "watch": self._watch.note()})
 
 
 def _pool(owners, first, round_, finished, watch):
@@ -146,7 +222,8 @@ def train_round(
     lanes: Lane,
     state: TrainState | None,
     *,
-    on_chunk: Callable | None = None,
+    midway: Midway | None = None,
+    on_chunk: Callable[[Progress, Callable[[], Midway]], None] | None = None,
     on_epoch: Callable | None = None,
     measure: Callable | None = None,
 ) -> tuple[TrainState, list[RoundResult], dict[str, np.ndarray]]:
@@ -157,7 +234,8 @@ def train_round(
       round_: counted from 1.
       lanes: the phase's, as placed by its engine.
       state: on the devices, after the last round; None draws the first initialisation.
-      on_chunk: see `Engine.train`.
+      midway: where the round has been left; None begins it.
+      on_chunk: see `Engine.train`; what it can fetch is where the round stands then.
       on_epoch: see `Engine.train`.
       measure: see `Watch`.
 
@@ -166,59 +244,88 @@ def train_round(
     """
     engine, _, num_visible, restart = phase
     count = len(phase.lanes.seed)
-    start, compiled = time.monotonic(), engine.compile_seconds
-    state = engine.init(lanes) if state is None else state
-    progress = engine.begin(lanes, state, restart, round_, num_visible)
+    start, compiled = time.monotonic() - (midway.seconds if midway else 0.0), engine.compile_seconds
+
+    def seconds():
+        return time.monotonic() - start - (engine.compile_seconds - compiled)
+
+    def on_lanes(progress, whole):
+        on_chunk(_part(progress, 0, count), lambda: Midway(_part(whole(), 0, count), seconds()))
+
+    if midway is None or measure:
+        state = engine.init(lanes) if state is None else state
+        progress = engine.begin(lanes, state, restart, round_, num_visible)
     before = jax.tree.map(jnp.copy, progress.state) if measure else None
-    on_lanes = on_chunk and (lambda progress: on_chunk(jax.tree.map(lambda x: x[:count], progress)))
-    progress = engine.train(lanes, progress, round_, num_visible, on_lanes, on_epoch)
+    progress = progress if midway is None else engine.place(midway.progress)
+    progress = engine.train(lanes, progress, round_, num_visible, on_chunk and on_lanes, on_epoch)
     evaluation = engine.fetch(engine.evaluate(lanes, progress.state), count)
     measures = measure(phase, lanes, before, progress.state) if measure else {}
-    seconds = time.monotonic() - start - (engine.compile_seconds - compiled)
     summary = engine.fetch(progress.replace(state=None), count)
-    results = _results(phase.lanes.seed, round_, num_visible, summary, evaluation, seconds)
+    results = _results(phase.lanes.seed, round_, num_visible, summary, evaluation, seconds())
     return progress.state, results, engine.fetch(measures, count)
 
 
-def _train(pool, round_, states, placed, watch):
+def _train(pool, round_, standing, placed, watch):
     """`train_round` of all groups of a pool at once; for each its state, results and measures, on the host."""
     phases = [group.phases[round_ - 1] for group in pool]
     counts = [len(phase.lanes.seed) for phase in phases]
+    cuts = np.cumsum([0, *counts]).tolist()
     engine, num_visible = phases[0].engine, phases[0].num_visible
     restart = tuple(phase.restart for phase, count in zip(phases, counts, strict=True) for _ in range(count))
     lanes = _stack([phase.lanes for phase in phases])
     key = (engine, *(id(phase.lanes) for phase in phases))
     if key not in placed:
         placed[key] = engine.place(lanes)
-    state = None if states[0] is None else engine.place(_stack(states))
+    states = [standing.states.get(group.name) for group in pool]
+
+    def split(tree):
+        return {g.name: _part(tree, a, b) for g, a, b in zip(pool, cuts, cuts[1:], strict=False)}
+
+    def on_chunk(progress, whole):
+        if watch.on_chunk:
+            watch.on_chunk(pool, round_, progress)
+        standing.chunk(round_, progress, split, whole)
+
     looks = {
-        "on_chunk": watch.on_chunk and (lambda progress: watch.on_chunk(pool, round_, progress)),
+        "on_chunk": on_chunk,
         "on_epoch": watch.on_epoch and (lambda progress: watch.on_epoch(pool[0], round_, placed[key], progress)),
+        "measure": watch.measure,
     }
     phase = Phase(engine, lanes, num_visible, restart)
-    found = train_round(phase, round_, placed[key], state, measure=watch.measure, **looks)
-    state, results, measures = engine.fetch(found[0], len(restart)), *found[1:]
-    cuts = np.cumsum([0, *counts])
+    state = None if states[0] is None else engine.place(_stack(states))
+    state, results, measures = train_round(phase, round_, placed[key], state, midway=standing.midway(pool), **looks)
+    state = split(engine.fetch(state, len(restart)))
+    standing.end_pool(split, state, results[0].seconds)
     return {
-        group.name: (jax.tree.map(lambda x, a=a, b=b: x[a:b], state), results[a:b], measures)
+        group.name: (state[group.name], results[a:b], measures)
         for group, a, b in zip(pool, cuts, cuts[1:], strict=False)
     }
+
+
+def _part(tree, start, stop):
+    """Some of the lanes of [L, ...]."""
+    return jax.tree.map(lambda x: x[start:stop], tree)
 
 
 def _stack(trees):
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs), *trees)
 
 
-def _restore(groups, store):
-    """The states of the newest finished rounds, and how many rounds that is."""
-    states, done = {}, {}
-    for group in groups:
-        done[group.name] = min(store.newest(group.name), len(group.phases))
-        if done[group.name] > 0:
-            engine, lanes, *_ = group.phases[done[group.name] - 1]
-            found = store.restore(group.name, engine.shapes(lanes))[1]
-            states |= {group.name: found} if done[group.name] < len(group.phases) else {}
-    return states, done
+def finished_rounds(groups: Sequence[Group], store: Store | None) -> dict[str, int]:
+    """How many rounds of each group the store holds as finished."""
+    whole = store.resume()[0] if store else None
+    done = whole.note["done"] if whole else {}
+    return {group.name: min(done.get(group.name, 0), len(group.phases)) for group in groups}
+
+
+def _shapes(phase):
+    return phase.engine.shapes(phase.lanes)
+
+
+def _any_host(*flags):
+    """Whether any of several hosts says so, which all must ask at the same time."""
+    flags = np.array([bool(flag) for flag in flags])
+    return multihost_utils.process_allgather(flags).any(axis=0) if jax.process_count() > 1 else flags
 
 
 def _histories(groups):

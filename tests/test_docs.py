@@ -30,6 +30,7 @@ ORDER = [
     "restarts",
     "training",
     "diagnostics",
+    "files",
     "checkpoint",
     "program",
     "engine",

@@ -131,7 +131,7 @@ def test_several_experiments_have_a_folder_each(tmp_path, capsys):
     assert "holds the results of another run" in fails(capsys, workdir=str(base))
     call(resume=True, workdir=str(base), rounds=2)
     assert len(read(base / "online")) == len(read(base / "two_phase")) == 4
-    assert sorted(path.name for path in base.iterdir()) == ["online", "summary.md", "two_phase"]
+    assert sorted(path.name for path in base.iterdir()) == [".lock", "online", "summary.md", "two_phase"]
     assert "cut short by --rounds" in (base / "summary.md").read_text()
 
 
@@ -234,9 +234,11 @@ def test_resume_gives_the_rows_of_an_undisturbed_run(online, tmp_path, monkeypat
         file.write("online,mixture,ml")  # a row that was not written to its end
     call(workdir=str(folder), resume=True)
     assert untimed(folder) == untimed(online)
-    before = (folder / "results.csv").read_bytes()
-    call(workdir=str(folder), resume=True)  # complete: nothing to do
-    assert (folder / "results.csv").read_bytes() == before
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    capsys.readouterr()
+    call(workdir=str(folder), resume=True)
+    assert capsys.readouterr() == (f"the run in {folder} is complete: {folder / 'report.md'}\n", "")
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_resume_may_ask_for_more_rounds(online, tmp_path):
@@ -271,13 +273,14 @@ def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
     call(workdir=str(folder), restart="warm_start", **TINY)
     command = json.loads((folder / "config.json").read_text())["command"]
     assert "has 2 rounds; --rounds may only ask for more" in fails(capsys, workdir=str(folder), resume=True, rounds=1)
+    (folder / "report.md").unlink()
     call(workdir=str(folder), resume=True)
     config = json.loads((folder / "config.json").read_text())
     assert (config["command"], len(config["resumed"])) == (command, 1)
     (folder / "results.csv").unlink()
-    assert "lacks rows of round 1 of warm_start_1_0" in fails(capsys, workdir=str(folder), resume=True)
+    assert "results.csv has lost or changed rows" in fails(capsys, workdir=str(folder), resume=True)
     (folder / "config.json").unlink()
-    assert "holds results.csv but no config.json" in fails(capsys, workdir=str(folder), resume=True)
+    assert "holds checkpoints but no config.json" in fails(capsys, workdir=str(folder), resume=True)
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "half-made"])

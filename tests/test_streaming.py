@@ -1,6 +1,5 @@
 """Data larger than a device: streamed rounds are the resident ones bit for bit, and may stop in mid-epoch."""
 
-import json
 import logging
 
 import jax
@@ -112,18 +111,17 @@ def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parame
     assert [position.stream is None for position in seen] == 5 * [False] + [True]  # 190 = 5 x 32 + 30
     for position in engine.epoch(placed, seen[-1], 1, 190):  # the second epoch
         if position.stream["grain"]["next_index"] == 2:
-            Store(tmp_path).save("lanes", 1, engine.fetch(position.carry, 2))
-            (tmp_path / "stream.json").write_text(json.dumps(position.stream))
+            Store(tmp_path).save({"lanes": engine.fetch(position.carry, 2)}, position.stream)
             break
     engine, placed, progress = begin()
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), position.carry)
-    carry = engine.place(Store(tmp_path).restore("lanes", like)[1])
-    saved = streaming.Position(carry, json.loads((tmp_path / "stream.json").read_text()))
+    (point, _), carry = Store(tmp_path).resume(), lambda: Store(tmp_path).load(point, {"lanes": like})["lanes"]
+    saved = streaming.Position(engine.place(carry()), point.note)
     *_, position = engine.epoch(placed, saved, 1, 190)
     assert engine.fetch(position.carry.progress.epoch).tolist() == [2, 2]
     jax.tree.map(np.testing.assert_array_equal, whole, end(engine, placed, position.carry.progress))
     other = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK)
-    saved = saved._replace(carry=engine.place(Store(tmp_path).restore("lanes", like)[1]))
+    saved = saved._replace(carry=engine.place(carry()))
     with pytest.raises(ValueError, match="blocks of 32 samples, these have 128"):
         next(other.epoch(placed, saved, 1, 190))
 

@@ -1,0 +1,183 @@
+"""Whatever happens to a run: killed, stopped, started twice, out of room, damaged. Nothing reported is lost."""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import results, run, stop, workdir
+from experiments.settings import UsageError
+from sp_jax import checkpoint
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import soak
+
+TINY = {"model": "logistic", "seeds": 2, "rounds": 2, "max_epochs": 3, "restart": "warm_start"}
+COLUMNS = ("name", "round", "value")
+ROWS = [{"name": "100,100", "round": str(i), "value": f"0.{i}"} for i in range(6)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["tests"])
+
+
+def call(**given):
+    with flagsaver.flagsaver(**given):
+        run.main(["tests"])
+
+
+def fails(capsys, **given):
+    """The one line that it ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        call(**given)
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return [line for line in err.splitlines() if line][-1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    call(workdir=str(folder), **TINY)
+    return folder
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_rows_and_parameters(tmp_path):
+    found = soak.soak(tmp_path, 3, seed=0, flags=soak.SHORT)
+    assert found["kills"] == 3
+    assert (found["rows lost"], found["rows doubled"]) == (0, 0)
+
+
+@pytest.mark.parametrize("number", stop.Stop.SIGNALS)
+def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(whole, tmp_path, capsys, monkeypatch, number):
+    folder, sent = tmp_path / "run", []
+
+    def send(*_):
+        if not sent:
+            sent.append(os.kill(os.getpid(), number))
+
+    monkeypatch.setattr("experiments.progress.Reporter.chunk", send)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        call(workdir=str(folder), **TINY)
+    assert end.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    asked, line = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert asked == "stopping at the next safe point; once more ends at once"
+    assert line == f"stopped; go on with: python -m experiments.run --resume --workdir={folder}"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0.1"]
+    call(workdir=str(folder), resume=True)
+    assert soak.rows(folder) == soak.rows(whole)
+
+
+def test_two_runs_in_one_folder_are_refused(whole, capsys):
+    with workdir.lock(whole, resume=True):
+        line = fails(capsys, workdir=str(whole), resume=True)
+    assert line.startswith(f"error: process {os.getpid()} on ")
+    assert f"is writing into {whole}" in line
+    call(workdir=str(whole), resume=True)
+
+
+@pytest.mark.parametrize("room", [300, 1500, 4000])
+def test_out_of_room_a_run_says_so_and_goes_on_when_there_is_some(whole, tmp_path, capsys, room):
+    """Too little for the settings, for a checkpoint, for the figures."""
+    folder, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        line = fails(capsys, workdir=str(folder), **TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert line.startswith("error: cannot write ")
+    call(workdir=str(folder), resume=True, **TINY)
+    assert soak.rows(folder) == soak.rows(whole)
+
+
+def table(path, sound=results.NOTHING):
+    return results.Table(path, COLUMNS, ("value",), sound)
+
+
+def test_rows_that_cannot_be_written_leave_the_file_as_it_was(tmp_path, monkeypatch):
+    made = table(tmp_path / "t.csv")
+    made.append(ROWS[:2])
+    before, sync = made.sound, os.fsync
+
+    def full(_):
+        raise OSError(28, "")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UsageError, match=r"cannot write .*t.csv \(No space left on device\)"):
+        made.append(ROWS[2:4])
+    monkeypatch.setattr("os.fsync", sync)
+    assert made.sound == table(tmp_path / "t.csv").sound == before
+    made.append(ROWS[1:])
+    assert table(tmp_path / "t.csv").sound == made.sound
+    assert (tmp_path / "t.csv").read_text().count("\n") == 7
+
+
+def test_a_file_cut_anywhere_loses_whole_rows_only_and_none_that_a_checkpoint_vouches_for(tmp_path):
+    path = tmp_path / "t.csv"
+    made = table(path)
+    made.append(ROWS[:3])
+    sound = made.sound
+    made.append(ROWS[3:])
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        if size < sound.size:
+            with pytest.raises(UsageError, match="has lost or changed rows"):
+                table(path, sound)
+            assert path.read_bytes() == content[:size]
+        else:
+            table(path, sound).append(ROWS)
+            assert path.read_bytes() == content
+        path.write_bytes(content[:size])
+        table(path).append(ROWS)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("tail", [b'"100,\n', b"\0" * 40, b"\0" * 20 + b"\n", b"a,1\n", b"\xff\xfe\n"])
+def test_what_a_crash_leaves_at_the_end_is_dropped(tmp_path, tail):
+    path = tmp_path / "t.csv"
+    table(path).append(ROWS)
+    content = path.read_bytes()
+    path.write_bytes(content + tail)
+    table(path)
+    assert path.read_bytes() == content
+
+
+def test_damage_is_named_and_nothing_is_overwritten(whole, tmp_path, capsys):
+    for name, line in (("config.json", "config.json is damaged"), ("results.csv", "has lost or changed rows")):
+        content = (whole / name).read_bytes()
+        flipped = content.replace(b"0.0", b"0.1", 1)
+        assert flipped != content
+        (whole / name).write_bytes(flipped)
+        try:
+            assert line in fails(capsys, workdir=str(whole), resume=True)
+            assert (whole / name).read_bytes() == flipped
+        finally:
+            (whole / name).write_bytes(content)
+    assert json.loads((whole / "config.json").read_text())["checksum"]
+
+
+def test_a_middle_of_a_round_remembers_the_curves(tmp_path, monkeypatch, capsys):
+    given = {"experiment": "online", "curves": True, **TINY}
+    call(workdir=str(tmp_path / "whole"), **given)
+    chunks = []
+    monkeypatch.setattr(stop.Stop, "asked", lambda _: len(chunks.append(0) or chunks) == 6)
+    with pytest.raises(SystemExit):
+        call(workdir=str(tmp_path / "run"), **given)
+    assert checkpoint.Store(tmp_path / "run" / "checkpoints").resume()[1] is not None
+    monkeypatch.undo()
+    call(workdir=str(tmp_path / "run"), resume=True)
+    curves = [(tmp_path / name / "curves.csv").read_text() for name in ("whole", "run")]
+    assert curves[0] == curves[1]
