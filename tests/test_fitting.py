@@ -186,7 +186,7 @@ def test_without_validation_samples_accuracy_is_nan():
         ({"validation": (X[:5].astype(np.uint8), Y[:5])}, "validation inputs are uint8 of shape"),
         ({"validation": (X[:5] * np.nan, Y[:5])}, "validation: inputs hold NaN"),
         ({"validation": (X[:5], Y[:5] - 5)}, "validation: labels must be integers from 0 on"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0"),
     ],
 )
 def test_mistakes_get_one_line(change, message):

@@ -257,7 +257,7 @@ def test_streamed_rows_are_those_of_resident_data_and_a_run_may_change_between_t
     (None, 2**40, False), (None, 1000, True), (True, 2**40, True), (False, 1000, False),
 ])  # fmt: skip
 def test_data_are_streamed_where_they_do_not_fit(stream, memory, streams, monkeypatch, caplog):
-    monkeypatch.setattr(build, "_memory", lambda: memory)
+    monkeypatch.setattr(build, "memory", lambda: memory)
     small = Dataset(np.zeros((30, 2, 2, 1), np.float32), np.zeros(30, np.int32), 2, "small")
     monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
     with caplog.at_level(logging.INFO):
