@@ -95,10 +95,10 @@ def fit_rounds(
     _check_seed(seed)
     if since is not None:
         _check_since(since)
-    arrivals = _check_arrivals(arrivals, np.shape(inputs)[0] if np.ndim(inputs) else 0)
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
     setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
     model, engine, lanes = _prepare([seed], hparams, (inputs, labels), validation, setting)
+    arrivals = _check_arrivals(arrivals, lanes.order.shape[1])
     restart, state, grown = _restart(restart, model, setting), None, {}
     if since:
         grown = _grown(since, model)
