@@ -78,7 +78,7 @@ class Builder:
         stream: whether data stay on the host; by default where they would fill more than half of the devices' memory.
         """
         self._datasets, self._devices_per_lane, self._stream = dict(datasets), devices_per_lane, stream
-        self._members = Counter(key for phases in plan.values() for key in {_static(p.settings) for p in phases})
+        self._members = Counter(key for phases in plan.values() for key in {static(p.settings) for p in phases})
         self._made = {}
 
     def group(self, member: Member, phases: Sequence[Phase]) -> sweeps.Group:
@@ -105,23 +105,20 @@ class Builder:
             self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
             return engine
 
-        return self._once(("engine", _static(settings)), make)
+        return self._once(("engine", static(settings)), make)
 
     def _streams(self, data):
         """Whether a data set stays on the host."""
         copies = jax.local_device_count() * (data.inputs.nbytes + data.labels.nbytes)
-        if self._stream is None and copies > _memory() // 2:
-            why = f"a copy for each device is {copies / 2**30:.1f} GiB, more than half of {_memory() / 2**30:.1f} GiB"
+        if self._stream is None and copies > memory() // 2:
+            why = f"a copy for each device is {copies / 2**30:.1f} GiB, more than half of {memory() / 2**30:.1f} GiB"
             logger.info("%s stays on the host and is streamed: %s (--stream, --nostream)", data.name, why)
-        return copies > _memory() // 2 if self._stream is None else self._stream
+        return copies > memory() // 2 if self._stream is None else self._stream
 
     def _num_lanes(self, settings, made):
         """All lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""
-        lanes = sweeps.make_lanes([0], HParams(), training.Convergence(), 3)
-        state = jax.eval_shape(jax.vmap(lambda lane: training.init_state(made, lane, 0)), lanes)
-        each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-        room = _memory() // 8 // each // settings.seeds
-        return settings.seeds * max(1, min(self._members[_static(settings)], room))
+        room = memory() // 8 // lane_bytes(made) // settings.seeds
+        return settings.seeds * max(1, min(self._members[static(settings)], room))
 
     def _restart(self, member, phase, shapes):
         settings, restart = phase.settings, member.cell.restart
@@ -162,12 +159,19 @@ class Builder:
         return self._made[key]
 
 
-def _static(settings):
+def lane_bytes(made: training.Trainer) -> int:
+    """Of a lane's state: parameters, statistics, and what the optimiser and the method keep."""
+    lanes = sweeps.make_lanes([0], HParams(), training.Convergence(), 3)
+    state = jax.eval_shape(jax.vmap(lambda lane: training.init_state(made, lane, 0)), lanes)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def static(settings: Settings) -> tuple:
     """What is compiled into an engine's programs."""
     return tuple(getattr(settings, name) for name in STATIC)
 
 
-def _memory():
+def memory() -> int:
     """Bytes of a host's devices together, or of the host where they are its own cores; the least of all hosts."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     of_devices = sum(each.get("bytes_limit", 0) for each in stats)

@@ -1,11 +1,13 @@
 """Whether data sets, models and settings fit, before any long work starts."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 
-from experiments.grid import Member
+from experiments import build
+from experiments.grid import Member, several
 from experiments.settings import Settings, UsageError
 from experiments.spec import Phase
 from sp_jax.types import Dataset
@@ -17,20 +19,24 @@ def plans(
     """Checks every phase of every member of every experiment; loads the data sets that they need.
 
     Raises:
-      UsageError: a model that does not take a data set's inputs, a source whose inputs are not the target's, or devices
-        or a batch that cannot be divided as is asked.
+      UsageError: a model that does not take a data set's inputs, a source whose inputs are not the target's, devices
+        or a batch that cannot be divided as is asked, or sizes that no memory holds.
     """
+    sized = {}
     for plan in found:
         for phases in plan.values():
             for phase in phases:
                 _check_model(phase.settings, dataset(phase.settings.dataset))
                 _check_devices(devices_per_lane, phase.settings.batch_size)
+                sized.setdefault(build.static(phase.settings), phase.settings)
             first, last = (dataset(phase.settings.dataset) for phase in (phases[0], phases[-1]))
             if _shape(first) != _shape(last):
                 raise UsageError(
                     f"--source={first.name} has inputs of shape {_shape(first)}, --dataset={last.name} of "
                     f"{_shape(last)}; choose two of one shape"
                 )
+    for settings in sized.values():
+        _check_memory(settings, dataset(settings.dataset))
 
 
 def _check_model(settings: Settings, data: Dataset):
@@ -47,6 +53,22 @@ def _check_model(settings: Settings, data: Dataset):
             f"--model=resnet18 with {len(settings.stage_sizes)} stages needs images of at least {halvings}x{halvings} "
             f"pixels, {settings.dataset} has inputs of shape {shape}; choose another --model, or fewer --stage_sizes"
         )
+
+
+def _check_memory(settings: Settings, data: Dataset):
+    """Whether the least that each size needs is there: what is too large by far would be killed without a word."""
+    network = "--width" if settings.model in ("resnet18", "birnn") else "--hidden"
+    value, there = several([getattr(settings, network[2:])]), build.memory()
+    least = {
+        f"--seeds={settings.seeds}": 4 * settings.seeds * len(data.labels),  # their orders of arrival
+        f"--batch_size={settings.batch_size}": 4 * settings.batch_size * math.prod(_shape(data)),
+        f"{network}={value}": build.lane_bytes(build.trainer(settings, data)),
+    }
+    for flag, needed in least.items():
+        if needed > there:
+            raise UsageError(
+                f"{flag} needs {needed / 2**30:,.1f} GiB at least, and there are {there / 2**30:,.1f}; choose less"
+            )
 
 
 def _check_devices(per_lane, batch_size):

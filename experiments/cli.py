@@ -27,13 +27,18 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
             raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --, lists have no spaces")
         yield
     except (UsageError, DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         print(f"error: cannot write {error.filename or 'a file'} ({error.strerror})", file=sys.stderr)
         sys.exit(2)
+
+
+def _printable(text):
+    """On one line, whatever names a user typed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def use_compile_cache() -> None:

@@ -7,7 +7,7 @@ from absl import flags
 from experiments.grid import Product
 from experiments.settings import FIELDS, UsageError, parse_list, parse_sizes
 from sp_jax import data
-from sp_jax.data import tfds_sets
+from sp_jax.data import samples, tfds_sets
 from sp_jax.types import Dataset
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's folder; default TFDS_DATA_DIR, else ~/tensorflow_datasets.")
@@ -71,11 +71,13 @@ def _number(flag, type_, text):
 
 
 def dataset(name: str) -> Dataset:
-    """A data set from the folders that the flags name.
+    """A data set from the folders that the flags name, looked at: a class without samples gets a line in the log.
 
     Raises:
-      DataError: it cannot be had.
+      DataError: it cannot be had, or its samples are not as they must be.
     """
     if _DATA_DIR.value is not None:
         tfds_sets.data_folder(_DATA_DIR.value)  # a mistake here is one, whatever the data set
-    return data.load(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
+    found = data.load(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
+    samples.check(found)
+    return found

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ NOISES = ("gaussian", "fresh")
 TRAINED = ("all", "head", "head_then_all")
 
 LARGEST = 2**31  # what a device counts to
+INFINITE = 3.4e38  # to a device, in single precision
 BASELINES = {"warm_start": ("1", "0"), "random_init": ("0", "1")}  # their λ and σ
 
 
@@ -112,21 +112,19 @@ class Settings:
             for value in values if isinstance(values, tuple) else (values,):
                 check_choice(f"--{field}", value, known)
         for field in _POSITIVE:
-            value = getattr(self, field)
-            if value is not None and not 0 < value < LARGEST:
-                raise UsageError(f"--{field} must be positive{' and below 2**31' * (value > 0)}, got {value}")
+            _check_positive(f"--{field}", getattr(self, field), FIELDS[field].type)
         if not 0 < self.train_accuracy <= 1:
             raise UsageError(f"--train_accuracy is a fraction: it must lie in (0, 1], got {self.train_accuracy}")
         for field in ("fraction", "first_fraction"):
             if not 0 < getattr(self, field) <= 1:
                 raise UsageError(f"--{field} must lie in (0, 1], got {getattr(self, field)}")
         for field in ("weight_decay", "penalty_strength"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise UsageError(f"--{field} must be at least 0, got {getattr(self, field)}")
+            if not 0 <= getattr(self, field) < INFINITE:
+                raise UsageError(f"--{field} must be at least 0 and finite, got {getattr(self, field)}")
         if self.penalty_strength and self.penalty == "none":
             raise UsageError(f"--penalty_strength={self.penalty_strength} needs --penalty=confidence or adversarial")
-        if self.method_strength is not None and not 0 <= self.method_strength < math.inf:
-            raise UsageError(f"--method_strength must be at least 0, got {self.method_strength}")
+        if self.method_strength is not None and not 0 <= self.method_strength < INFINITE:
+            raise UsageError(f"--method_strength must be at least 0 and finite, got {self.method_strength}")
         if self.method_strength is not None and self.method == "none":
             raise UsageError(f"--method_strength={self.method_strength} needs --method: one of {', '.join(METHODS)}")
         if METHODS[self.method].needs_links and (self.model in ("logistic", "birnn") or not self.hidden):
@@ -135,10 +133,14 @@ class Settings:
             raise UsageError("--penalty=adversarial moves pixels, but the inputs of --model=birnn are words")
         for field in ("hidden", "stage_sizes"):
             sizes = getattr(self, field)
-            if any(size <= 0 for size in sizes):
+            if not all(isinstance(size, int) and 0 < size < LARGEST for size in sizes):
                 raise UsageError(f"--{field} must be positive layer sizes, got {','.join(map(str, sizes))}")
-        if not self.restart:
-            raise UsageError(f"--restart is an empty list; expected some of {', '.join(RESTARTS)}")
+        if self.model == "resnet18" and not self.stage_sizes:
+            raise UsageError("--stage_sizes is an empty list; expected the blocks of each stage, as 2,2,2,2")
+        if not self.restart or not self.pairs:
+            raise UsageError(
+                f"--{'pairs' if self.restart else 'restart'} is an empty list; expected at least one value"
+            )
         for pair in self.pairs:
             if pair.count(":") != 1:
                 raise UsageError(f"--pairs={pair} is no λ:σ; expected pairs like 0.6:0.01, with commas between them")
@@ -146,7 +148,7 @@ class Settings:
         for flag, values in (("--shrink", self.shrink), ("--pairs", shrinks)):
             _check_numbers(flag, values, "λ must lie in [0, 1]", lambda x: 0 <= x <= 1)
         for flag, values in (("--noise_scale", self.noise_scale), ("--pairs", noise_scales)):
-            _check_numbers(flag, values, "σ must be finite and >= 0", lambda x: 0 <= x < math.inf)
+            _check_numbers(flag, values, "σ must be finite and >= 0", lambda x: 0 <= x < INFINITE)
 
     def cells(self) -> tuple[Cell, ...]:
         """The grid's cells, in the order of `--restart`; a baseline is not run a second time as shrink-perturb."""
@@ -238,6 +240,15 @@ def parse_sizes(what: str, text: str) -> tuple[int, ...]:
         return tuple(int(item) for item in text.split(",") if item.strip())
     except ValueError:
         raise UsageError(f"{what} must be whole numbers with commas between them, got {text!r}") from None
+
+
+def _check_positive(flag, value, type_):
+    if value is None:
+        return
+    if type_ in (int, int | None) and not isinstance(value, int):
+        raise UsageError(f"{flag} must be a whole number, got {value}")
+    if not 0 < value < LARGEST:
+        raise UsageError(f"{flag} must be positive{' and below 2**31' * (value > 0)}, got {value}")
 
 
 def _check_numbers(flag, items, rule, valid):

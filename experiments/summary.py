@@ -45,6 +45,7 @@ class LineSummary(NamedTuple):
     ratio_last: float  # to random init, over the seeds that both have; NaN where there are none
     ratio_total: float  # over the seeds and rounds that both have
     not_converged: int  # lanes and rounds that ended by plateau, cap or NaN
+    lost: int  # of those, the ones that ended by NaN
     first_accuracy: float  # per cent, mean over the seeds in the first round
     first_deviation: float
 
@@ -153,8 +154,12 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
         values = ["" if value == "None" else value for _, value in s.line.variant]
         first = [f"{s.first_accuracy:.1f} %"] if two else []
         lines.append((*values, *s.cell, *first, accuracy, *costs, str(s.seeds)))
-    stuck = {s.line: s.not_converged for s in summaries if s.not_converged}
-    notes = [f"- {label(line)}: {count} lane-rounds did not reach the threshold." for line, count in stuck.items()]
+    notes = [
+        f"- {label(s.line)}: {s.not_converged} lane-rounds did not reach the threshold"
+        + (f", {s.lost} of them lost to NaN." if s.lost else ".")
+        for s in summaries
+        if s.not_converged
+    ]
     return "\n".join([markdown(lines), "", *notes] if notes else [markdown(lines)])
 
 
@@ -183,6 +188,7 @@ def _summarize(line, rows, base, *, whole):
         ratio_last=_ratio(final, last, ("seed",) if whole else ("seed", "round")),
         ratio_total=_ratio(rows, base, ("seed",) if whole else ("seed", "round")),
         not_converged=sum(not row["converged"] for row in rows),
+        lost=sum(row["stop_reason"] == "nan" for row in rows),
         first_accuracy=float(np.mean(first)) if first else float("nan"),
         first_deviation=float(np.std(first, ddof=1)) if len(first) > 1 else float("nan"),
     )

@@ -21,6 +21,7 @@ from experiments import registry
 from experiments.grid import Grid, Product, resolve, several
 from experiments.settings import FIELDS, UsageError
 from experiments.spec import Experiment
+from sp_jax.data import folders
 from sp_jax.files import write_whole
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
@@ -90,12 +91,9 @@ def expand(path: str) -> pathlib.Path:
     """A path that a user typed, `~` included.
 
     Raises:
-      UsageError: it can be no path.
+      DataError: it can be no path.
     """
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"--workdir={path}: {error}") from None
+    return folders.expand("--workdir", path)
 
 
 def subfolders(base: pathlib.Path) -> list[pathlib.Path]:

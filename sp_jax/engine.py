@@ -17,7 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sp_jax import restarts, training
-from sp_jax.data import arrival
+from sp_jax.data import arrival, samples
+from sp_jax.models import check_logits
 from sp_jax.plasticity.methods import check_method
 from sp_jax.program import BATCH, LANES, Program, pad, put, regrouped, to_host
 from sp_jax.random import Purpose, key_for
@@ -100,10 +101,16 @@ class Engine:
             statistics of BatchNorm are those of the whole batch.
 
         Raises:
-          ValueError: the trainer's method re-draws hidden units, and its model has no `links`; the devices or the
-            batch cannot be divided so.
+          ValueError: samples that are not as they must be, a model whose logits are fewer than the classes, a count
+            below 1; the trainer's method re-draws hidden units, and its model has no `links`; the devices or the batch
+            cannot be divided so.
         """
         check_method(trainer.method, trainer.model)
+        counts = {"batch_size": trainer.batch_size, "num_lanes": num_lanes, "side_by_side": side_by_side or 1}
+        for name, count in counts.items():
+            check_count(name, count)
+        samples.check(data)
+        check_logits(trainer.model, data.inputs, data.num_classes)
         devices = list(devices or jax.devices())
         _check_devices_per_lane(devices_per_lane, len(devices), trainer.batch_size)
         self.num_lanes = num_lanes
@@ -142,6 +149,10 @@ class Engine:
     def place(self, lanes):
         """Puts a pytree of [L, ...], L at most `num_lanes`, on the devices; idle copies of the last lane fill up."""
         count = len(jax.tree.leaves(lanes)[0])
+        if not 1 <= count <= self._slots:
+            raise ValueError(f"this engine has room for 1 to {self.num_lanes} lanes, got {count}")
+        if isinstance(lanes, Lane):
+            _check_indices(lanes, len(self.data.labels))
         padded = pad(lanes, self._slots)
         if isinstance(padded, Lane):
             padded = padded.replace(active=padded.active & (np.arange(self._slots) < count))
@@ -179,7 +190,13 @@ class Engine:
 
         Returns:
           Rounds that have not begun.
+
+        Raises:
+          ValueError: none have arrived, or more than there are.
         """
+        there = lanes.order.shape[1]
+        if not 1 <= num_visible <= there:
+            raise ValueError(f"num_visible must lie between 1 and the {there:,} training samples, got {num_visible}")
         each = [restart] * self.num_lanes if callable(restart) else list(restart)
         fresh = state if set(each) == {restarts.no_restart} else self._init(lanes, (), np.int32(round_))
         merged = None
@@ -352,6 +369,20 @@ def _take(lanes, order):
 def _at_home(home, lanes):
     """NumPy arrays of [slots, ...] in the order in which the lanes were placed."""
     return _take(jax.tree.map(to_host, lanes), np.argsort(home))
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises a ValueError where a count is no whole number of at least 1."""
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+
+
+def _check_indices(lanes, count):
+    """A gather takes the last sample for one that is not there, without a word."""
+    for indices in (lanes.order, lanes.validation):
+        if isinstance(indices, np.ndarray) and indices.size and not 0 <= indices.min() <= indices.max() < count:
+            found = f"{indices.min()} to {indices.max()}"
+            raise ValueError(f"the lanes index samples {found}, the data have {count:,}: make them for these data")
 
 
 def _check_devices_per_lane(count, num_devices, batch_size):

@@ -143,10 +143,13 @@ def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
       A pytree of Python booleans: floating or complex, and picked by `where`.
 
     Raises:
-      ValueError: `where` picks none of the leaves that can change; names some paths that it could have picked.
+      ValueError: `where` is no function, or picks none of the leaves that can change; names some paths that it could
+        have picked.
     """
     if where is None:
         return jax.tree.map(is_changeable, params)
+    if not callable(where):
+        raise ValueError(f"where must be a filter, as sp_jax.layer('head'), or a function of a path, got {where!r}")
     picked = jax.tree_util.tree_map_with_path(
         lambda path, leaf: is_changeable(leaf) and matches(where, path_name(path), leaf), params
     )

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from sp_jax import growth, models, restarts, sweeps, transforms
-from sp_jax.engine import Engine, lanes_of
+from sp_jax.data import samples as checked
+from sp_jax.engine import Engine, check_count, lanes_of
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import Dataset, HParams, Model, RoundResult, TrainState
 
@@ -60,7 +61,7 @@ def fit_rounds(
 
     Args:
       seed: non-negative integer, for initialisations, noise and the order of epochs.
-      inputs: [N, ...] NumPy or JAX array, in the order of arrival.
+      inputs: [N, ...] NumPy or JAX array, or lists, in the order of arrival.
       labels: [N] integers from 0 on.
       arrivals: how many of the samples have arrived in each round, increasing, at most N; by default one round of all.
       network: a Flax module, or whatever `sp_jax.models.as_model` takes. It may have grown since `since` (a class more,
@@ -91,10 +92,13 @@ def fit_rounds(
     """
     transforms.check_shrink(shrink)
     transforms.check_noise_scale(noise_scale)
-    arrivals = _check_arrivals(arrivals, len(inputs))
+    _check_seed(seed)
+    if since is not None:
+        _check_since(since)
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
     setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
     model, engine, lanes = _prepare([seed], hparams, (inputs, labels), validation, setting)
+    arrivals = _check_arrivals(arrivals, lanes.order.shape[1])
     restart, state, grown = _restart(restart, model, setting), None, {}
     if since:
         grown = _grown(since, model)
@@ -171,11 +175,12 @@ def tune_restart(
     Raises:
       ValueError: as `fit_rounds`, or a grid without a pair.
     """
-    if not grid or seeds < 1:
-        raise ValueError(f"expected at least one pair (λ, σ) and one seed, got {len(grid)} and {seeds}")
-    for lam, sigma in grid:
-        transforms.check_shrink(lam)
-        transforms.check_noise_scale(sigma)
+    _check_grid(grid)
+    check_count("seeds", seeds)
+    _check_since(since)
+    _check_seed(seed)
+    if validation is None:
+        raise ValueError("validation must be (inputs, labels): without them there is nothing to choose by")
     lams, sigmas = (np.repeat(np.float32(x), seeds) for x in zip(*grid, strict=True))
     tried = np.tile(seed + np.arange(seeds), len(grid))
     setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
@@ -216,25 +221,25 @@ class _Setting(NamedTuple):
 
 def _prepare(seeds, hparams, samples, validation, setting):
     """The model, an engine with all samples on the devices, and the lanes."""
-    if setting.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {setting.batch_size}")
-    if not 0 <= min(seeds) <= max(seeds) < 2**31:
+    check_count("batch_size", setting.batch_size)
+    _check_convergence(setting.convergence)
+    if max(seeds) >= 2**31:
         raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {min(seeds)} to {max(seeds)}")
     if not isinstance(setting.optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax optimiser, as optax.adam(1e-3), got {setting.optimizer}")
-    held = validation or tuple(np.asarray(x)[:1] for x in samples)  # one is never none, though nobody asks for it
-    _check_samples("inputs and labels", *samples)
-    _check_samples("validation", *held)
-    ours, theirs = ((np.shape(x)[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in (samples[0], held[0]))
+    arrived = _as_arrays("inputs and labels", samples)
+    held = tuple(x[:1] for x in arrived)  # one is never none, though nobody asks for it
+    held = held if validation is None else _as_arrays("validation", validation)
+    ours, theirs = ((np.shape(x)[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in (arrived[0], held[0]))
     if ours != theirs:
         raise ValueError(f"validation inputs are {theirs[1]} of shape {theirs[0]}, the others {ours[1]} of {ours[0]}")
-    count = len(samples[0])
-    inputs, labels = (np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in zip(samples, held, strict=True))
+    count = len(arrived[0])
+    inputs, labels = (np.concatenate(parts) for parts in zip(arrived, held, strict=True))
     inputs, labels = (x.astype(jax.dtypes.canonicalize_dtype(x.dtype)) for x in (inputs, labels))
     model = models.as_model(setting.network, inputs[:1])
-    num_classes = _check_logits(model, inputs, labels)
+    num_classes = models.check_logits(model, inputs, int(labels.max()) + 1)
     trainer = Trainer(model, lambda hparams: setting.optimizer, min(setting.batch_size, count))
-    engine = Engine(trainer, Dataset(inputs, labels.astype(np.int32), num_classes), len(seeds))
+    engine = Engine(trainer, Dataset(inputs, labels.astype(np.int32), num_classes, "inputs and labels"), len(seeds))
     order, held_out = np.split(np.tile(np.arange(len(inputs)), (len(seeds), 1)), [count], axis=1)
     return model, engine, lanes_of(seeds, hparams, setting.convergence, order, held_out)
 
@@ -259,30 +264,48 @@ def _grown(since, model):
 def _check_arrivals(arrivals, count):
     if not (arrivals is None or np.ndim(arrivals) == 1):
         raise ValueError(f"arrivals must be a sequence of counts, got {arrivals}")
-    arrivals = [count] if arrivals is None else [int(n) for n in arrivals]
-    if not arrivals or sorted(set(arrivals)) != arrivals or arrivals[0] < 1 or arrivals[-1] > count:
+    arrivals = [count] if arrivals is None else list(arrivals)
+    whole = all(isinstance(n, (int, np.integer)) for n in arrivals)
+    if not (arrivals and whole) or sorted(set(arrivals)) != arrivals or arrivals[0] < 1 or arrivals[-1] > count:
         raise ValueError(f"arrivals must be increasing counts between 1 and the {count:,} samples, got {arrivals}")
-    return arrivals
+    return [int(n) for n in arrivals]
 
 
-def _check_samples(name, inputs, labels):
-    shapes = f"{np.shape(inputs)} and {np.shape(labels)}"
-    if np.ndim(inputs) < 2 or np.shape(labels) != np.shape(inputs)[:1] or not len(labels):
-        raise ValueError(f"{name} must be of shapes [N, features, ...] and [N] with N >= 1, got {shapes}")
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(f"{name}: labels must be integers from 0 on, got {labels.dtype} from {labels.min()}")
-    floating = np.issubdtype(np.asarray(inputs).dtype, np.floating)
-    if floating and not np.isfinite(np.asarray(inputs)).all():
-        raise ValueError(f"{name}: inputs hold NaN or infinite values; remove or replace them")
+def _as_arrays(name, samples):
+    """Inputs and labels as NumPy arrays, checked."""
+    if not isinstance(samples, (tuple, list)) or len(samples) != 2:
+        raise ValueError(f"{name} must be a pair (inputs, labels), got {type(samples).__name__}")
+    try:
+        inputs, labels = (np.asarray(x) for x in samples)
+    except ValueError:  # of lists that are not equally long
+        raise ValueError(f"{name}: not all samples have the same shape; pad or crop them to one") from None
+    checked.check_samples(name, inputs, labels)
+    return inputs, labels
 
 
-def _check_logits(model, inputs, labels):
-    """How many classes the network tells apart."""
-    example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
-    needed = int(labels.max()) + 1
-    if logits.ndim != 2 or logits.shape[1] < needed:
-        expected = f"[B, {needed} or more] for labels 0 to {needed - 1}"
-        raise ValueError(f"the network must give logits {expected}, got {logits.shape}")
-    return logits.shape[1]
+def _check_seed(seed):
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+        raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {seed!r}")
+
+
+def _check_since(since):
+    if not isinstance(since, Fit):
+        raise ValueError(f"`since` must be what fit_rounds returned, got {type(since).__name__}")
+
+
+def _check_grid(grid):
+    if np.ndim(grid) != 2 or np.shape(grid)[1] != 2 or not len(grid):
+        raise ValueError(f"the grid must have at least one pair (λ, σ), as [(0.6, 0.01)], got {grid!r}")
+    for lam, sigma in grid:
+        transforms.check_shrink(lam)
+        transforms.check_noise_scale(sigma)
+
+
+def _check_convergence(rule):
+    if not isinstance(rule, Convergence):
+        raise ValueError(f"convergence must be a sp_jax.training.Convergence, got {rule!r}")
+    if not 0 < rule.train_accuracy <= 1:
+        raise ValueError(f"train_accuracy is a fraction: it must lie in (0, 1], got {rule.train_accuracy}")
+    if rule.patience < 1 or rule.max_epochs < (0 if rule.fixed else 1):
+        found = f"{rule.patience} and {rule.max_epochs}"
+        raise ValueError(f"patience and max_epochs must be at least 1, got {found}; Convergence.exactly(0) trains none")

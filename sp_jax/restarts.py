@@ -135,8 +135,8 @@ def make_restart(
       `recalibrate`, or `Batches`.
 
     Raises:
-      ValueError: an unknown policy, or `"recalibrate"` without a model (here) or without batches; parameters of other
-        shapes than `fresh` that are to stay the same (in the restart; names the path).
+      ValueError: an unknown policy, a rule that is no function, or `"recalibrate"` without a model (here) or without
+        batches; parameters of other shapes than `fresh` that are to stay the same (in the restart; names the path).
     """
     for name, value, known in (
         ("statistics", statistics, STATISTICS),
@@ -146,6 +146,8 @@ def make_restart(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if not callable(rule):
+        raise ValueError(f"rule must be a function, as sp_jax.restarts.shrink_perturb, got {rule!r}")
     if statistics == "recalibrate" and model is None:
         raise ValueError("statistics='recalibrate' needs the model, to run it on the batches")
 

@@ -20,7 +20,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from sp_jax import training
-from sp_jax.engine import Engine
+from sp_jax.engine import Engine, check_count
 from sp_jax.program import LANES, put
 from sp_jax.random import Purpose, key_for
 from sp_jax.training import EVALUATION_BATCH, Lane, Trainer
@@ -104,7 +104,11 @@ class StreamedEngine(Engine):
           num_lanes: the most lanes of a call.
           block_bytes: of samples that a device is sent at a time; at least one batch.
           **options: of `Engine`.
+
+        Raises:
+          ValueError: as `Engine`; float inputs are read once to look for NaN.
         """
+        check_count("block_bytes", block_bytes)
         super().__init__(trainer, data, num_lanes, **options)
         self._block_bytes = block_bytes
         self._order = self._program(self._order_lane)

@@ -55,6 +55,10 @@ class Convergence:
 
     The paper trains to 99 % training accuracy; the authors stopped models that cannot reach it "when training accuracy
     stops improving". Training accuracy is the online one: counted in train mode while the epoch runs.
+
+    A lane whose loss is no longer finite, or whose network holds a NaN, stops (`StopReason.NAN`) and costs no time,
+    in later rounds either: a round that begins with a NaN has no epochs. So with λ > 0 a lane stays NaN for good; a
+    restart that forgets the old network (random init, or λ = 0 with statistics and optimiser reset) heals it.
     """
 
     train_accuracy: chex.Numeric = 0.99  # fraction: the threshold
@@ -69,10 +73,12 @@ class Convergence:
         return cls(max_epochs=epochs, fixed=True)
 
     def start(self, state: TrainState, *, active: chex.Array = True) -> Progress:
-        """A round that has not begun; it never will where `active` is False or it has exactly 0 epochs."""
+        """A round that has not begun; it never will where `active` is False, or the network holds a NaN, or it has
+        exactly 0 epochs."""
         untrained = jnp.logical_and(self.fixed, self.max_epochs <= 0)
-        idle = jnp.where(active, StopReason.RUNNING.value, StopReason.CAP.value)
-        return Progress.start(state, stop_reason=jnp.where(untrained, StopReason.FIXED.value, idle))
+        reason = jnp.where(untrained, StopReason.FIXED.value, StopReason.RUNNING.value)
+        reason = jnp.where(holds_nan(state), StopReason.NAN.value, reason)
+        return Progress.start(state, stop_reason=jnp.where(active, reason, StopReason.CAP.value))
 
     def update(self, progress: Progress, accuracy: chex.Array, loss: chex.Array) -> Progress:
         """Books one more epoch of this training accuracy (fraction) and loss (nats), and says whether to stop."""
@@ -82,7 +88,7 @@ class Convergence:
         best_epoch = jnp.where(improved, epoch, progress.best_epoch)
         open_ended = jnp.logical_not(self.fixed)
         reasons = {  # the first that holds
-            StopReason.NAN: ~jnp.isfinite(loss),
+            StopReason.NAN: ~jnp.isfinite(loss) | holds_nan(progress.state),
             StopReason.THRESHOLD: open_ended & (accuracy >= self.train_accuracy),
             StopReason.PLATEAU: open_ended & (epoch - best_epoch >= self.patience),
             StopReason.CAP: open_ended & (epoch >= self.max_epochs),
@@ -100,6 +106,13 @@ class Convergence:
             train_accuracy=accuracy,
             train_loss=loss,
         )
+
+
+def holds_nan(state: TrainState) -> chex.Array:
+    """Whether a parameter or a statistic is NaN: what an epoch's last step did, its loss does not tell."""
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    found = [jnp.any(jnp.isnan(x)) for x in leaves if filters.is_changeable(x)]
+    return jnp.any(jnp.array(found, bool))
 
 
 @struct.dataclass

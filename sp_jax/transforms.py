@@ -173,8 +173,8 @@ def check_shrink(value: chex.Numeric) -> None:
 
 def check_noise_scale(value: chex.Numeric) -> None:
     """Raises a ValueError where σ is no scalar, or a number on the host that is negative, infinite or NaN."""
-    if jnp.ndim(value) or (_is_on_host(value) and not 0 <= value < math.inf):
-        raise ValueError(f"noise_scale (σ) must be a finite scalar >= 0, got {value}; use jax.vmap for several")
+    if not _is_scalar(value) or (_is_on_host(value) and not 0 <= value < math.inf):
+        raise ValueError(f"noise_scale (σ) must be a finite scalar >= 0, got {value!r}; use jax.vmap for several")
 
 
 def check_same(
@@ -203,8 +203,8 @@ def check_same(
 
 def check_fraction(name: str, value: chex.Numeric) -> None:
     """Raises a ValueError where a value is no scalar, or a number on the host outside [0, 1] or NaN."""
-    if jnp.ndim(value) or (_is_on_host(value) and not 0 <= value <= 1):
-        raise ValueError(f"{name} must be a scalar in [0, 1], got {value}; use jax.vmap for several")
+    if not _is_scalar(value) or (_is_on_host(value) and not 0 <= value <= 1):
+        raise ValueError(f"{name} must be a scalar in [0, 1], got {value!r}; use jax.vmap for several")
 
 
 def like(x: chex.Array, leaf: chex.ArrayTree) -> chex.Array:
@@ -222,6 +222,14 @@ def like(x: chex.Array, leaf: chex.ArrayTree) -> chex.Array:
         return x
     # Of what is public, `full_like` alone gives a weak type, of scalars.
     return jax.vmap(jax.lax.full_like)(jnp.ravel(leaf), jnp.ravel(x)).reshape(x.shape)
+
+
+def _is_scalar(value) -> bool:
+    """Whether it is one real number, traced or not."""
+    if isinstance(value, (int, float)):
+        return True
+    real = hasattr(value, "dtype") and any(jnp.issubdtype(value.dtype, x) for x in (np.integer, np.floating, np.bool_))
+    return real and jnp.ndim(value) == 0
 
 
 def _is_on_host(value) -> bool:

@@ -78,7 +78,7 @@ class StopReason(enum.IntEnum):
     PLATEAU = 2  # the training accuracy stopped improving
     CAP = 3  # the largest number of epochs
     FIXED = 4  # exactly as many epochs as were asked for
-    NAN = 5  # the training loss is no longer finite
+    NAN = 5  # the training loss is no longer finite, or the network holds a NaN: the lane is lost, see `Convergence`
 
 
 @struct.dataclass

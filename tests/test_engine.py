@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_sweeps import MAKE, SMALL, TRAINER, group, phases, train
 
-from sp_jax import models, program, restarts, sweeps, training
+from sp_jax import models, program, restarts, streaming, sweeps, training, transforms
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import Dataset, HParams
 
@@ -131,3 +131,52 @@ def test_restarts_may_differ_between_lanes():
     for i, kind in enumerate(kinds):
         alone = engine.fetch(engine.begin(lanes, state, kind, 2, 60).state.params)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b[i]), mixed, alone)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_a_lane_that_is_lost_stops_for_good_and_the_others_are_the_same_to_the_bit(devices, side_by_side):
+    """Its learning rate is beyond all bounds; λ = 0 heals it, once that is bounded again."""
+    engine = sweeps.Engine(TRAINER, SMALL, 4, devices=jax.devices()[:devices], side_by_side=side_by_side)
+    rates = {"sound": np.float32([0.01] * 4), "lost": np.float32([0.01, 1e38, 0.01, 0.01])}
+    found = {}
+    for name, rate in rates.items():
+        lanes = sweeps.make_lanes(range(4), HParams(0.01, 0.0, 0.5, 0.1), Convergence.exactly(3), 300)
+        lost = lanes.replace(hparams=lanes.hparams.replace(learning_rate=rate))
+        healed = lanes.replace(hparams=lanes.hparams.replace(shrink=np.float32([0.5, 0, 0.5, 0.5])))
+        state, rows = None, []
+        for round_, each in enumerate((lost, lost, healed), 1):
+            restart = MAKE["shrink_perturb"] if state is not None else restarts.no_restart
+            phase = sweeps.Phase(engine, each, 50 * round_, restart)
+            state, results, _ = sweeps.train_round(phase, round_, engine.place(each), state)
+            rows.append([(r.stop_reason, r.epochs) for r in results])
+        found[name] = engine.fetch(state, 4), rows
+    (sound, _), (mixed, rows) = found["sound"], found["lost"]
+    assert [row[1] for row in rows] == [("nan", 1), ("nan", 0), ("fixed", 3)]
+    others = np.array([0, 2, 3])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), mixed, sound)
+    assert all(row[i] == ("fixed", 3) for row in rows for i in others)
+
+
+def test_an_engine_refuses_what_does_not_fit():
+    engine = sweeps.Engine(TRAINER, SMALL, 2)
+    lanes = sweeps.make_lanes(range(2), HParams(), Convergence(), 300)
+    few = Trainer(models.from_module(models.MLP(3, (4,)), SMALL.inputs), training.adam, 32)
+    for make, message in (
+        (lambda: sweeps.Engine(few, SMALL, 1), r"must give logits \[B, 10 or more\] for labels 0 to 9, got \(1, 3\)"),
+        (lambda: sweeps.Engine(TRAINER, SMALL, 0), "num_lanes must be a whole number, at least 1, got 0"),
+        (lambda: sweeps.Engine(TRAINER, SMALL, 1, side_by_side=-1), "side_by_side must be a whole number"),
+        (lambda: sweeps.Engine(TRAINER._replace(batch_size=0), SMALL, 1), "batch_size must be a whole number"),
+        (lambda: streaming.StreamedEngine(TRAINER, SMALL, 1, block_bytes=0), "block_bytes must be a whole number"),
+        (lambda: engine.place(sweeps.make_lanes(range(2), HParams(), Convergence(), 400)), "the data have 300: make"),
+        (
+            lambda: engine.place(sweeps.make_lanes(range(3), HParams(), Convergence(), 300)),
+            "room for 1 to 2 lanes, got 3",
+        ),
+        (lambda: engine.begin(lanes, None, None, 1, 0), "num_visible must lie between 1 and the 200"),
+        (lambda: engine.begin(lanes, None, None, 1, 201), "num_visible must lie between 1 and the 200"),
+        (lambda: restarts.make_restart("warm_start"), "rule must be a function"),
+        (lambda: transforms.shrink({"a": np.ones(2)}, shrink=0.5, where="a"), "where must be a filter"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

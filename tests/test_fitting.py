@@ -186,7 +186,21 @@ def test_without_validation_samples_accuracy_is_nan():
         ({"validation": (X[:5].astype(np.uint8), Y[:5])}, "validation inputs are uint8 of shape"),
         ({"validation": (X[:5] * np.nan, Y[:5])}, "validation: inputs hold NaN"),
         ({"validation": (X[:5], Y[:5] - 5)}, "validation: labels must be integers from 0 on"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number, at least 1, got 1.5"),
+        ({"arrivals": [1.5, 3]}, "arrivals must be increasing counts"),
+        ({"arrivals": ["a"]}, "arrivals must be increasing counts"),
+        ({"shrink": "0.5"}, r"shrink \(λ\) must be a scalar in \[0, 1\], got '0.5'"),
+        ({"noise_scale": None}, r"noise_scale \(σ\) must be a finite scalar >= 0, got None"),
+        ({"shrink": 1j}, r"shrink \(λ\) must be a scalar"),
+        ({"convergence": 0.99}, "convergence must be a sp_jax.training.Convergence, got 0.99"),
+        ({"convergence": Convergence(99.0)}, r"train_accuracy is a fraction: it must lie in \(0, 1\], got 99.0"),
+        ({"convergence": Convergence(max_epochs=0)}, "patience and max_epochs must be at least 1, got 100 and 0"),
+        ({"since": "monday"}, "`since` must be what fit_rounds returned, got str"),
+        ({"validation": X}, r"validation must be a pair \(inputs, labels\), got ndarray"),
+        ({"validation": ([[1.0, 2.0], [3.0]], [0, 1])}, "validation: not all samples have the same shape"),
+        ({"validation": (X[:5].astype(str), Y[:5])}, "validation: inputs must be pixels, tokens or floats"),
+        ({"validation": (X[:5], Y[:5].astype(float))}, "validation: labels must be integers from 0 on, got float64"),
     ],
 )
 def test_mistakes_get_one_line(change, message):
@@ -198,8 +212,9 @@ def test_the_network_of_since_must_be_the_same():
     before = fit([50])
     with pytest.raises(ValueError, match=r"`since` holds another network: .* has no leaf 'Dense_0/bias'"):
         fit([50], since=before, network=nn.Dense(3))
-    with pytest.raises(ValueError, match=r"seeds must lie between 0 and 2\*\*31 - 1, got -1"):
-        sp_jax.fit_rounds(-1, X, Y, network=Net())
+    for seed in (-1, 1.5, 2**31):
+        with pytest.raises(ValueError, match=r"seeds must lie between 0 and 2\*\*31 - 1, got"):
+            sp_jax.fit_rounds(seed, X, Y, network=Net())
 
 
 def test_wide_numbers_are_narrowed_without_a_word():

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -259,7 +260,7 @@ def test_streamed_rows_are_those_of_resident_data_and_a_run_may_change_between_t
     (None, 2**40, False), (None, 1000, True), (True, 2**40, True), (False, 1000, False),
 ])  # fmt: skip
 def test_data_are_streamed_where_they_do_not_fit(stream, memory, streams, monkeypatch, caplog):
-    monkeypatch.setattr(build, "_memory", lambda: memory)
+    monkeypatch.setattr(build, "memory", lambda: memory)
     small = Dataset(np.zeros((30, 2, 2, 1), np.float32), np.zeros(30, np.int32), 2, "small")
     monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
     with caplog.at_level(logging.INFO):
@@ -351,7 +352,7 @@ WRONG = [
     ({"experiment": "two_phase", "samples_per_round": 5}, "--samples_per_round only fits the online experiments"),
     ({"data_dir": "/no/where"}, "--data_dir '/no/where' is not a folder"),
     ({"resume": True, "workdir": None}, "--resume needs --workdir"),
-    ({"workdir": "~nobody_of_this_name/x"}, "--workdir=~nobody_of_this_name/x"),
+    ({"workdir": "~nobody_of_this_name/x"}, "--workdir '~nobody_of_this_name/x' can be no path"),
     ({"workdir": "/dev/null/x"}, "/dev/null is a file; name a folder"),
     ({"pairs": "0.6"}, "--pairs=0.6 is no λ:σ; expected pairs like 0.6:0.01"),
     ({"pairs": "1.6:0"}, "--pairs=1.6 is out of range: λ must lie in [0, 1]"),
@@ -375,12 +376,85 @@ WRONG = [
     ({"model": "birnn", "penalty": "adversarial"}, "--penalty=adversarial moves pixels"),
     ({"model": "resnet18", "stage_sizes": "1,1,1,1,1"}, "needs images of at least 16x16 pixels"),
     ({"max_epochs": 3_000_000_000}, "--max_epochs must be positive and below 2**31, got 3000000000"),
+    ({"seeds": "2000000000"}, "--seeds=2000000000 needs"),
+    ({"hidden": "2000000000"}, "--hidden=2000000000 needs"),
+    ({"hidden": "99999999999999999999"}, "--hidden must be positive layer sizes"),
+    ({"batch_size": "2000000000"}, "--batch_size=2000000000 needs"),
+    ({"model": "resnet18", "stage_sizes": ""}, "--stage_sizes is an empty list"),
+    ({"weight_decay": "1e39"}, "--weight_decay must be at least 0 and finite"),
+    ({"learning_rate": "inf"}, "--learning_rate must be positive and below 2**31"),
+    ({"noise_scale": "1e39"}, "--noise_scale=1e39 is out of range"),
+    ({"pairs": ""}, "--pairs is an empty list"),
+    ({"devices_per_lane": 0}, "--devices_per_lane=0 must divide the 2 devices"),
+    ({"decay_every": "0"}, "--decay_every must be positive"),
+    ({"workdir": "a\0b"}, "--workdir 'a\\x00b' can be no path"),
+    ({"workdir": "x" * 300}, "can be no path (File name too long)"),
+    ({"data_dir": "a\0b"}, "--data_dir 'a\\x00b' can be no path"),
+    ({"data_dir": "~nobody_of_this_name"}, "--data_dir '~nobody_of_this_name' can be no path"),
+    ({"dataset": "/etc/passwd"}, "'/etc/passwd' is no name of a data set"),
+    ({"dataset": "cifar10/.."}, "'cifar10/..' is no name of a data set"),
+    ({"dataset": "cifar10:../../x"}, "'cifar10:../../x' is no name of a data set"),
+    ({"dataset": "a\0b"}, "'a\\x00b' is no name of a data set"),
+    ({"dataset": "a\nb"}, "'a\\nb' is no name of a data set"),
+    ({"experiment": "pretraining", "source": "../x"}, "'../x' is no name of a data set"),
+    ({"experiment": "../online"}, "unknown --experiment=../online"),
+    ({"experiment": "a\nb"}, "unknown --experiment=a\\nb"),
 ]
 
 
 @pytest.mark.parametrize(("given", "message"), WRONG, ids=[str(given) for given, _ in WRONG])
-def test_a_mistake_gets_one_clear_line_and_writes_nothing(tmp_path, capsys, given, message):
+def test_a_mistake_gets_one_clear_line_and_changes_no_file(tmp_path, capsys, monkeypatch, given, message):
+    (tmp_path / "notes.txt").write_text("of a user")
+    monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, **{"workdir": str(tmp_path / "run"), **given})
+    assert {path.name: path.read_text() for path in tmp_path.rglob("*")} == {"notes.txt": "of a user"}
+
+
+X, Y = np.zeros((30, 2, 2, 1), np.float32), np.arange(30, dtype=np.int32) % 3
+SPOILT = [
+    (np.where(np.arange(30)[:, None, None, None] == 7, np.nan, X), Y, "bad: inputs hold NaN or infinite values"),
+    (X + np.inf, Y, "bad: inputs hold NaN or infinite values"),
+    (X, Y + 1, "bad: labels must lie in [0, 3), found 3"),
+    (X, Y - 1, "bad: labels must be integers from 0 on, got int32 from -1"),
+    (X, Y.astype(np.float32), "bad: labels must be integers from 0 on, got float32"),
+    (X, Y[:29], "bad must be of shapes [N, features, ...] and [N] with N >= 1, got (30, 2, 2, 1) and (29,)"),
+    (X[:0], Y[:0], "with N >= 1, got (0, 2, 2, 1) and (0,)"),
+    (X[:, 0, 0, 0], Y, "bad must be of shapes [N, features, ...]"),
+    (X.astype(str), Y, "bad: inputs must be pixels, tokens or floats"),
+    (X.astype(complex), Y, "bad: inputs must be pixels, tokens or floats, got complex128"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "labels", "message"), SPOILT, ids=[message for *_, message in SPOILT])
+def test_a_spoilt_data_set_gets_one_clear_line(tmp_path, capsys, monkeypatch, inputs, labels, message):
+    monkeypatch.setattr(data, "load", lambda *_, **__: Dataset(inputs, labels, 3, "bad"))
+    assert message in fails(capsys, workdir=str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.samples.check(Dataset(inputs, labels, 3, "bad"))
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    (Y % 2, "odd: 1 of 3 classes have no sample: 2"), (0 * Y, "odd: all samples are of one class, 0"),
+])  # fmt: skip
+def test_what_can_be_trained_on_gets_a_line_in_the_log(labels, message, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
+    data.samples.check(Dataset(X, labels, 3, "odd"))
+    assert message in caplog.text
+
+
+def test_nothing_loads_code_from_data():
+    unsafe = re.compile(r"pickle\.|import pickle|(?<![\w.`])(eval|exec|__import__)\(|yaml|shell=True|allow_pickle=True")
+    for path in (*(ROOT / "sp_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")):
+        for line in path.read_text().splitlines():
+            assert not unsafe.search(line), f"{path}: {line}"
+            assert "np.load(" not in line or "allow_pickle=False" in line, f"{path}: {line}"
+
+
+@pytest.mark.parametrize("key", ["../x", "/x", "a/b", "..", "."])
+def test_decoded_samples_stay_in_their_folder(tmp_path, key):
+    with pytest.raises(data.DataError, match="is no file name"):
+        data.cache.arrays(str(tmp_path / "cache"), key, lambda: (X, Y))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,13 +1,13 @@
 """Data sets by name, and how their samples arrive."""
 
-from sp_jax.data import arrival
+from sp_jax.data import arrival, cache, samples
 from sp_jax.data.errors import DataError
 from sp_jax.data.mixture import mixture, mixture_source
 from sp_jax.data.text import reviews
 from sp_jax.data.textures import textures
 from sp_jax.types import Dataset
 
-__all__ = ["DataError", "arrival", "load", "mixture", "mixture_source", "reviews", "textures"]
+__all__ = ["DataError", "arrival", "cache", "load", "mixture", "mixture_source", "reviews", "samples", "textures"]
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:

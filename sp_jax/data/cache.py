@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sp_jax.data import folders
+from sp_jax.data.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -31,14 +34,19 @@ def arrays(cache_dir: str | None, key: str, decode: Callable[[], Arrays]) -> Arr
 
     Args:
       cache_dir: by default `$XDG_CACHE_HOME/sp_jax` or `~/.cache/sp_jax`; made where it is missing.
-      key: a file name.
+      key: a file name, so that nothing is written elsewhere.
       decode: gives the inputs [N, ...] and the labels [N].
 
     Returns:
       Inputs and labels, memory-mapped, read-only; in memory where the cache cannot be written (which is logged).
+
+    Raises:
+      DataError: `cache_dir` can be no path, or the key is no file name.
     """
+    if key != pathlib.PurePath(key).name or key in ("", ".", ".."):
+        raise DataError(f"{key!r} is no file name to keep decoded samples under")
     base = cache_dir or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sp_jax")
-    folder = pathlib.Path(base).expanduser() / key
+    folder = folders.expand("--cache_dir", base) / key
     if folder.exists():
         try:
             return _read(folder)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import absl.logging
 import numpy as np
 
-from sp_jax.data import cache, text
+from sp_jax.data import cache, folders, text
 from sp_jax.data.errors import DataError
 from sp_jax.types import Dataset
 
@@ -27,7 +27,7 @@ EMBEDDED = ("mixture", "mixture_source", "textures", "reviews")
 COMMON = (*EMBEDDED, "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist", "kmnist", "imdb_reviews")
 WITHOUT_TENSORFLOW = ("imdb_reviews",)  # those that TFDS prepares without it
 CHUNK = 1_000  # records read at a time
-NAME = re.compile(r"[a-z][a-z0-9_]*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
+NAME = re.compile(r"[a-z][a-z0-9_]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
@@ -71,9 +71,10 @@ def data_folder(data_dir: str | None) -> pathlib.Path:
     source, named = "--data_dir", data_dir
     if data_dir is None:
         source, named = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR") or None
-    if named is not None and not pathlib.Path(named).expanduser().is_dir():
+    folder = folders.expand(source, named or "~/tensorflow_datasets")
+    if named is not None and not folder.is_dir():
         raise DataError(f"{source} {named!r} is not a folder; name the one that holds TFDS data sets, or create it")
-    return pathlib.Path(named or "~/tensorflow_datasets").expanduser()
+    return folder
 
 
 def _builder(name, folder):

@@ -1,6 +1,6 @@
 """Networks of the paper, and the two functions that training needs of any network."""
 
-from sp_jax.models.adapters import as_model, from_functions, from_module, from_nnx
+from sp_jax.models.adapters import as_model, check_logits, from_functions, from_module, from_nnx
 from sp_jax.models.birnn import BiRNN
 from sp_jax.models.layers import Conv, Dense, convolution, scale_pixels
 from sp_jax.models.mlp import MLP
@@ -13,6 +13,7 @@ __all__ = [
     "Dense",
     "ResNet",
     "as_model",
+    "check_logits",
     "convolution",
     "from_functions",
     "from_module",

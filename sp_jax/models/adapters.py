@@ -48,6 +48,29 @@ def as_model(network: Any, example_inputs: chex.Array) -> Model:
     return model
 
 
+def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
+    """How many classes a network tells apart.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...], for shape and dtype alone.
+      num_classes: that the labels have.
+
+    Returns:
+      C, of logits [B, C].
+
+    Raises:
+      ValueError: the logits are no such array, or have too few classes.
+    """
+    example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
+    logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
+    shape = getattr(logits, "shape", type(logits).__name__)
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < num_classes:
+        expected = f"[B, {num_classes} or more] for labels 0 to {num_classes - 1}"
+        raise ValueError(f"the network must give logits {expected}, got {shape}")
+    return shape[1]
+
+
 def _adapt(network, example):
     if isinstance(network, Model):
         return network
