@@ -17,15 +17,17 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SP_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-# What these try is how parts work together. Compiling takes most of their time; others try what the compiler makes.
-PLUMBING = (
-    "test_engine", "test_experiments", "test_fitting", "test_hosts", "test_methods", "test_run", "test_streaming", "test_sweeps",
+# These hold the arithmetic against NumPy, as users have it compiled. All others try how parts work together, and
+# compiling takes most of their time.
+ARITHMETIC = (
+    "test_contract", "test_models", "test_penalties", "test_plasticity", "test_restarts", "test_training",
+    "test_transforms",
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
-    quick = request.module.__name__ in PLUMBING
+    quick = request.module.__name__ not in ARITHMETIC
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
