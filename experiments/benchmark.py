@@ -72,6 +72,9 @@ def contend(case: str, settings: Settings, data: Dataset) -> list[Contender]:
     default = {"mlp_mixture": "1,8", "mlp_cifar10": "1,8", "experiment": "1,5"}.get(case, "1,2")
     lanes = parse_sizes("--lanes", _LANES.value or default)
     cores = parse_sizes("--cores", _CORES.value) if _CORES.value else (None,)
+    for flag, numbers in (("--lanes", lanes), ("--cores", cores)):
+        if not all(number is None or number > 0 for number in numbers):
+            raise UsageError(f"{flag} must be positive, got {','.join(map(str, numbers))}")
     if case == "experiment":
         count = arrival.num_training(len(data.labels))
         arguments = (arrival.online(count, -(-count // 16)), AMOUNTS)

@@ -64,8 +64,9 @@ def test_the_readmes_links_and_flags_exist():
         assert (ROOT / path).exists(), path
     from experiments.settings import Settings
 
-    known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "repeats", "steps"}
-    known |= {"stream", "nostream"}
+    known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "stream", "nostream"}
+    known |= {"coordinator", "num_processes", "process_id", "devices_per_lane"}
+    known |= {"case", "against", "lanes", "cores", "repeats", "seconds"}
     known |= set(Settings.__dataclass_fields__)
     assert set(re.findall(r"--(\w+)", text)) <= known
 
