@@ -10,6 +10,7 @@ there is no CIFAR-10 (--data_dir), random pixels of its shape stand in: no rate 
 """
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -99,6 +100,7 @@ def run(case: str, settings: Settings, repeats: int, seconds: float) -> list[str
     """
     data = samples(settings.dataset)
     who = contend(case, settings, data)
+    print(f"measuring {CASES[case].what} …", file=sys.stderr, flush=True)
     running = []
     try:
         running += [contenders.Running(one, data) for one in who]

@@ -31,7 +31,7 @@ class Contender(NamedTuple):
     settings: Settings
     lanes: int = 1
     cores: int | None = None  # CPU devices of the engine, by default one a core
-    arguments: tuple = ()  # more, of `torch_loops.experiment`
+    arguments: tuple = ()  # more, of `torch_loops.experiment_in_torch`
 
 
 class Measured(NamedTuple):

@@ -26,7 +26,8 @@ class Work(NamedTuple):
     bytes: float
 
     def seconds(self, rates: Rates) -> float:
-        """The floor: neither products nor memory can be faster, both at once at best."""
+        """The floor: neither products nor memory can be faster, both at once at best. It may be passed where a small
+        network's parameters stay in the cache."""
         return max(self.operations / rates.operations, self.bytes / rates.bandwidth)
 
 

@@ -96,7 +96,7 @@ class Engine:
           num_lanes: the most lanes of a call; where there are fewer, idle ones fill up, which cost nothing.
           devices: all by default; never more than the lanes can use.
           side_by_side: how many lanes a device trains at once (`vmap`), the others after them; by default one on a CPU,
-            and all of a device's on an accelerator, which one lane does not fill. `fastest_side_by_side` measures.
+            and all of a device's on an accelerator, which one lane does not fill.
           devices_per_lane: over how many devices the samples of a lane's batch are spread (data parallelism); the
             statistics of BatchNorm are those of the whole batch.
 

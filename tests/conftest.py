@@ -17,10 +17,10 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SP_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-# These hold the arithmetic against NumPy, as users have it compiled. All others try how parts work together, and
-# compiling takes most of their time.
+# These hold the arithmetic against NumPy or known numbers, as users have it compiled. All others try how parts work
+# together, and compiling takes most of their time.
 ARITHMETIC = (
-    "test_contract", "test_models", "test_penalties", "test_plasticity", "test_restarts", "test_training",
+    "test_contract", "test_data", "test_models", "test_penalties", "test_plasticity", "test_restarts", "test_training",
     "test_transforms",
 )  # fmt: skip
 
