@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from experiments import hosts
 from experiments.grid import Member
-from experiments.settings import Settings, UsageError
+from experiments.settings import Settings
 from experiments.spec import Phase
 from sp_jax import filters, models, penalties, restarts, streaming, sweeps, training
 from sp_jax.data import text
@@ -126,9 +126,6 @@ class Builder:
         engine = self.engine(settings)
         key = ("restart", restart, settings.noise, *policies.values(), id(engine))
         model = engine.trainer.model
-
-        if restart == "dash" and shapes != "same":
-            raise UsageError("--restart=dash sweeps data through the old network, so its data set must not change")
 
         def make():
             if restart == "dash":

@@ -24,7 +24,7 @@ def plans(
     """
     sized = {}
     for plan in found:
-        for phases in plan.values():
+        for member, phases in plan.items():
             for phase in phases:
                 _check_model(phase.settings, dataset(phase.settings.dataset))
                 _check_devices(devices_per_lane, phase.settings.batch_size)
@@ -35,6 +35,8 @@ def plans(
                     f"--source={first.name} has inputs of shape {_shape(first)}, --dataset={last.name} of "
                     f"{_shape(last)}; choose two of one shape"
                 )
+            if member.cell.restart == "dash" and first is not last:
+                raise UsageError("--restart=dash sweeps data through the old network, so its data set must not change")
     for settings in sized.values():
         _check_memory(settings, dataset(settings.dataset))
 

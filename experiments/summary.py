@@ -188,7 +188,7 @@ def _summarize(line, rows, base, *, whole):
         ratio_last=_ratio(final, last, ("seed",) if whole else ("seed", "round")),
         ratio_total=_ratio(rows, base, ("seed",) if whole else ("seed", "round")),
         not_converged=sum(not row["converged"] for row in rows),
-        lost=sum(row["stop_reason"] == "nan" for row in rows),
+        lost=sum(row.get("stop_reason") == "nan" for row in rows),
         first_accuracy=float(np.mean(first)) if first else float("nan"),
         first_deviation=float(np.std(first, ddof=1)) if len(first) > 1 else float("nan"),
     )
