@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -15,7 +15,7 @@ from experiments import hosts
 from experiments.grid import Member
 from experiments.settings import Settings
 from experiments.spec import Phase
-from sp_jax import filters, models, penalties, restarts, streaming, sweeps, training
+from sp_jax import filters, models, penalties, restarts, side_by_side, streaming, sweeps, training
 from sp_jax.data import text
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.types import Dataset, HParams, Model
@@ -70,14 +70,18 @@ class Builder:
         *,
         devices_per_lane: int = 1,
         stream: bool | None = None,
+        side_by_side: Iterable[int] = (),
     ):
         """Args:
         datasets: by name, all that the groups need.
         plan: the phases of each member of the grid.
         devices_per_lane: over how many devices each batch is spread; see `sweeps.Engine`.
         stream: whether data stay on the host; by default where they would fill more than half of the devices' memory.
+        side_by_side: how many lanes a device trains at once, for the engines in the order in which they are made; for
+          those that it lacks one on a CPU, and what is fastest, measured, on an accelerator.
         """
         self._datasets, self._devices_per_lane, self._stream = dict(datasets), devices_per_lane, stream
+        self.side_by_side, self._given = [], iter(side_by_side)  # those of the engines made
         self._members = Counter(key for phases in plan.values() for key in {static(p.settings) for p in phases})
         self._made = {}
 
@@ -101,8 +105,19 @@ class Builder:
             data = self._datasets[settings.dataset]
             made = trainer(settings, data)
             kind = streaming.StreamedEngine if self._streams(data) else sweeps.Engine
-            engine = kind(made, data, self._num_lanes(settings, made), devices_per_lane=self._devices_per_lane)
-            self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
+            num_lanes = self._num_lanes(settings, made)
+
+            def at(side_by_side):
+                data, options = self._datasets[settings.dataset], {"devices_per_lane": self._devices_per_lane}
+                engine = kind(made, data, num_lanes, side_by_side=side_by_side, **options)
+                self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
+                return engine
+
+            given = next(self._given, None)
+            engine = at(given)
+            if given is None and engine.side_by_side > 1:
+                engine = side_by_side.fastest(at, engine.side_by_side)
+            self.side_by_side.append(engine.side_by_side)
             return engine
 
         return self._once(("engine", static(settings)), make)

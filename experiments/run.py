@@ -9,6 +9,7 @@ python -m experiments.run --resume --workdir=runs/…          goes on where a r
 """
 
 import contextlib
+import itertools
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,12 @@ _PRESET = flags.DEFINE_string("preset", None, "quick (default: minutes on a CPU)
 _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
+_SIDE_BY_SIDE = flags.DEFINE_integer(
+    "side_by_side",
+    None,
+    "Lanes that a device trains at once, the others after them. Default: one on a CPU, else as measured.",
+    lower_bound=1,
+)
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
@@ -39,7 +46,7 @@ _STREAM = flags.DEFINE_bool(
 )
 
 
-def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop) -> None:
+def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequence[int], stopping: stop.Stop) -> None:
     """Runs one experiment to its end, writing rows as rounds end, then its figures and report.
 
     Raises:
@@ -59,7 +66,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop)
         print(f"the run in {job.folder} is complete: {job.folder / 'report.md'}", flush=True)
         return
     datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
-    workdir.write_config(job, visible, datasets)
+    workdir.write_config(job, visible, datasets, side_by_side)
     watcher.open(store.note().get("watch", {}))
     with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
@@ -112,8 +119,20 @@ def _train_all(jobs, base, stopping):
     check.plans(plans, dataset, _DEVICES_PER_LANE.value)
     with workdir.lock(base, _RESUME.value) if hosts.first() else contextlib.nullcontext(), stopping:
         for job, plan in zip(jobs, plans, strict=True):
-            builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value, stream=_STREAM.value)
-            train(job, [builder.group(member, phases) for member, phases in plan.items()], stopping)
+            builder = build.Builder(
+                loaded,
+                plan,
+                devices_per_lane=_DEVICES_PER_LANE.value,
+                stream=_STREAM.value,
+                side_by_side=_side_by_side(job.folder),
+            )
+            groups = [builder.group(member, phases) for member, phases in plan.items()]
+            train(job, groups, builder.side_by_side, stopping)
+
+
+def _side_by_side(folder):
+    """Of each engine: as the flag says, or as when the run began."""
+    return itertools.repeat(_SIDE_BY_SIDE.value) if _SIDE_BY_SIDE.value else workdir.side_by_side(folder)
 
 
 if __name__ == "__main__":

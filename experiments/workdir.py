@@ -101,7 +101,15 @@ def subfolders(base: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path.parent for path in base.glob("*/config.json"))
 
 
-def write_config(job: Job, visible: Mapping[str, Sequence[int]], samples: Mapping[str, int]) -> None:
+def side_by_side(folder: pathlib.Path) -> tuple[int, ...]:
+    """How many lanes each engine of the run in a folder trained at once, so that a resumed one does so too: other
+    numbers are the same to rounding only."""
+    return tuple((_read_config(folder) or {}).get("side_by_side", ()))
+
+
+def write_config(
+    job: Job, visible: Mapping[str, Sequence[int]], samples: Mapping[str, int], side_by_side: Sequence[int] = ()
+) -> None:
     """Makes the folder and writes every setting, the versions and the device into its `config.json`.
 
     The command and versions of a resumed run are added to those that began it.
@@ -110,6 +118,7 @@ def write_config(job: Job, visible: Mapping[str, Sequence[int]], samples: Mappin
       job: what is run.
       visible: for each member of the grid, how many samples have arrived in each of its rounds.
       samples: how many its data sets have.
+      side_by_side: how many lanes each of its engines trains at once.
 
     Raises:
       UsageError: the folder holds a run of data sets of other sizes, or cannot be written.
@@ -132,6 +141,7 @@ def write_config(job: Job, visible: Mapping[str, Sequence[int]], samples: Mappin
         "experiment": job.experiment.name,
         **job.grid.to_json(),
         "samples": dict(samples),
+        "side_by_side": list(side_by_side),
         "arrivals": list(max(visible.values(), key=len)),
         "rounds": {name: len(rounds) for name, rounds in visible.items()},
         **({name: saved.get(name, value) for name, value in started.items()}),

@@ -34,6 +34,7 @@ ORDER = [
     "checkpoint",
     "program",
     "engine",
+    "side_by_side",
     "streaming",
     "sweeps",
     "fitting",

@@ -18,9 +18,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import build, grid, progress, registry, report, results, run, settings, summary
+from experiments import build, grid, progress, registry, report, results, run, settings, summary, workdir
 from experiments.spec import Phase
-from sp_jax import data, penalties, restarts, streaming, sweeps
+from sp_jax import data, penalties, restarts, side_by_side, streaming, sweeps
 from sp_jax.types import Dataset, RoundResult, TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -267,6 +267,30 @@ def test_data_are_streamed_where_they_do_not_fit(stream, memory, streams, monkey
         made = build.Builder({"small": small}, {}, stream=stream).engine(settings.Settings(dataset="small"))
     assert isinstance(made, streaming.StreamedEngine) == streams
     assert ("small stays on the host and is streamed" in caplog.text) == (stream is None and streams)
+
+
+def test_lanes_side_by_side_are_those_of_the_flag_and_remembered(tmp_path):
+    folders = {1: tmp_path / "one", 2: tmp_path / "two"}
+    call(workdir=str(folders[1]), restart="random_init", **TINY)
+    call(workdir=str(folders[2]), restart="random_init", side_by_side=2, **TINY)
+    for count, folder in folders.items():
+        assert workdir.side_by_side(folder) == (min(count, 2 // min(2, jax.device_count())),)
+    for row, other in zip(*(results.read(folder / "results.csv") for folder in folders.values()), strict=True):
+        assert row["samples_seen"] == other["samples_seen"]
+        assert row["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
+
+
+def test_lanes_side_by_side_are_measured_on_an_accelerator(monkeypatch):
+    def engine(*args, side_by_side, engine=sweeps.Engine, **options):
+        return engine(*args, side_by_side=side_by_side or 8, devices=jax.devices()[:1], **options)
+
+    monkeypatch.setattr(sweeps, "Engine", engine)  # with an accelerator's default: all lanes of the device
+    monkeypatch.setattr(side_by_side, "fastest", lambda make, most: make(most - 3))
+    small = Dataset(np.zeros((30, 2, 2, 1), np.float32), np.arange(30, dtype=np.int32) % 2, 2, "small")
+    for given, found in (((), 5), ((1,), 1)):
+        builder = build.Builder({"small": small}, {}, side_by_side=given)
+        builder.engine(settings.Settings(dataset="small", seeds=8))
+        assert builder.side_by_side == [found]
 
 
 def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
