@@ -169,7 +169,8 @@ def test_winograds_products_in_chunks_equal_those_of_all_images(monkeypatch):
     kernel = jnp.asarray(rng.normal(size=(3, 3, 32, 32)) / 32, jnp.float32)
     whole, pull = jax.vjp(models.convolution, x, kernel)
     monkeypatch.setattr(ROOM, "CACHE_BYTES", 0)
-    monkeypatch.setattr(ROOM, "CHUNK_TILES", 8)
+    monkeypatch.setattr(ROOM, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(ROOM, "SHARED", 0)
     chunks, pull_chunks = jax.vjp(lambda x, kernel: models.convolution(x, kernel), x, kernel)
     np.testing.assert_allclose(chunks, whole, atol=1e-6)
     for a, b in zip(pull_chunks(dy), pull(dy), strict=True):

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 
 ORDER = ("NHWC", "HWIO", "NHWC")  # the one that XLA:CPU runs fast inside a loop
 MANY_CHANNELS = 32  # from here on Winograd's products are faster than XLA's convolution
-CHUNK_TILES, CACHE_BYTES = 512, 2**23  # tiles at a time, where all of them would not stay in a core's cache
+CACHE_BYTES = 2**23  # what is larger is taken in chunks that stay in a core's cache
+CHUNK_ROWS = 512  # of each product, at least
+SHARED = 2**17  # rows times channels: products of fewer are not shared among cores
 
 
 def convolution(x: chex.Array, kernel: chex.Array, *, stride: int = 1, precision: Any = None) -> chex.Array:
@@ -107,7 +109,7 @@ def _kernel_gradient_of_patches(x, dy, size, stride, precision):
         taps = [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
         return _product_over_rows(jnp.concatenate(taps, axis=-1), dy, precision)
 
-    images = max(1, CHUNK_TILES // (dy.shape[1] * dy.shape[2]))
+    images = max(1, CHUNK_ROWS // (dy.shape[1] * dy.shape[2]))
     return _sum_over_chunks(of_chunk, x, dy, images).reshape(size, size, channels, -1)
 
 
@@ -207,11 +209,12 @@ def _winograd_kernel_gradient(x, dy, precision):
 
 
 def _images_a_chunk(x):
-    """How many images of [B, H, W, C] to take at a time, so that their tiles stay in the cache; divides B."""
-    batch, height, width, _ = x.shape
+    """How many images of [B, H, W, C] to take at a time; divides B."""
+    batch, height, width, channels = x.shape
     if 4 * x.size * x.dtype.itemsize <= CACHE_BYTES:
         return batch
-    return _divisor(batch, CHUNK_TILES * 4 // (height * width))
+    tiles = max(CHUNK_ROWS, SHARED // channels)
+    return _divisor(batch, tiles * 4 // (height * width))
 
 
 def _divisor(count, most):

@@ -8,6 +8,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sp_jax.models.batch_norm import BatchNorm
 from sp_jax.models.layers import Conv, Dense, scale_pixels
 
 
@@ -29,9 +30,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
         """`[B, H, W, C]` to logits `[B, num_classes]`; `mask` [B] keeps padding out of the batch statistics."""
-        mask = None if mask is None else mask[:, None, None, None]
         conv = partial(Conv, initialization=self.initialization, dtype=self.dtype, precision=self.precision)
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
 
         x = conv(self.width, name="stem")(scale_pixels(x, self.dtype))
         x = nn.relu(norm(name="stem_norm")(x, mask=mask))
