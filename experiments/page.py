@@ -41,7 +41,7 @@ th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bot
 th { border-bottom-width: 2px; }
 tbody tr:nth-child(even) { background: var(--band); }
 figure { margin: 1.5rem 0; }
-figure img { display: block; width: 100%; max-width: 62rem; min-width: 36rem; background: #fff; }
+figure img { display: block; max-width: max(100%, 36rem); height: auto; background: #fff; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
 @media print {
   :root { --ink: #000; --soft: #333; --ground: #fff; --band: #f4f4f4; --line: #999; }
@@ -51,7 +51,7 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
   th, td { padding: .1rem .3rem; }
   figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
-  figure img { min-width: 0; }
+  figure img { max-width: 100%; }
 }
 """
 

@@ -84,10 +84,10 @@ def _report(config, grid, rows, curves, figures):
         summary.table(rows, planned),
         "Mean ± sample deviation over the seeds; samples visited are the cost that depends on no machine, in brackets "
         "as a ratio to random init.",
-        comparison.table(experiment.name, rows, planned) if _is_whole(experiment, grid) else "",
-        _claims(experiment, rows, curves, planned, whole=_is_whole(experiment, grid)),
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
+        _claims(experiment, rows, curves, planned, whole=_is_whole(experiment, grid)),
+        comparison.table(experiment.name, rows, planned) if _is_whole(experiment, grid) else "",
         "## Settings",
         _missing(config, grid, rows),
         "Settings: " + ", ".join(f"{k} = {several(v)}" for k, v in values.items() if v != (None,)) + ".",

@@ -30,7 +30,7 @@ def learning_curves(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.
         ax.set_xlabel("epochs")
         ax.set_ylabel(text)
     style.legend(figure, *axes[0].get_legend_handles_labels())
-    return [style.save(figure, folder / "learning_curves.png")]
+    return [style.save(figure, folder, "learning_curves")]
 
 
 def gradient_norms(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
@@ -52,4 +52,4 @@ def gradient_norms(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.P
         ax.set_xlabel("epochs of the second phase")
     axes[0].set_ylabel("gradient norm, mean over batches")
     style.legend(figure, *axes[0].get_legend_handles_labels())
-    return [style.save(figure, folder / "gradient_norms.png")]
+    return [style.save(figure, folder, "gradient_norms")]

@@ -58,7 +58,7 @@ def pareto(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     figure.draw_without_rendering()  # settles where the points are
     for ax, points in zip(axes, tasks.values(), strict=True):
         _label(ax, points)
-    return [style.save(figure, folder / "pareto.png")]
+    return [style.save(figure, folder, "pareto")]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -56,7 +56,7 @@ def heat_maps(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
                     ("samples visited in all rounds (millions)", lambda s: s.samples_total / 1e6),
                 )
             }
-            paths.append(style.save(_draw(style.title(rows) + words, maps), folder / f"{name}.png"))
+            paths.append(style.save(_draw(style.title(rows) + words, maps), folder, name))
     return paths
 
 
@@ -88,7 +88,7 @@ def beside_the_paper(rows: Sequence[Row], compared: Sequence[Compared], folder: 
         maps[f"ours: {text.replace('time', 'samples visited')}"] = {
             pair: Box(s.ratio_total if cost else s.accuracy, _hatch(s)) for pair, s in ours.items() if pair in blank
         }
-    return [style.save(_draw(style.title(rows), maps), folder / "beside_the_paper.png")]
+    return [style.save(_draw(style.title(rows), maps), folder, "beside_the_paper")]
 
 
 def _hatch(summary):

@@ -30,12 +30,12 @@ def rounds(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, 
     del curves
     lines = by_line(rows)
     if len(lines) <= style.MOST_LINES:
-        return [style.save(_rounds(lines, rows, x), folder / "accuracy_and_cost.png")]
+        return [style.save(_rounds(lines, rows, x), folder, "accuracy_and_cost")]
     baselines = [line for line in lines if line.cell.restart in ("warm_start", "random_init")]
     paths = []
     for sigma in dict.fromkeys(line.cell.noise_scale for line in lines if line not in baselines):
         chosen = {n: found for n, found in lines.items() if n in baselines or n.cell.noise_scale == sigma}
-        paths.append(style.save(_rounds(chosen, rows, x), folder / f"accuracy_and_cost_noise_scale_{sigma}.png"))
+        paths.append(style.save(_rounds(chosen, rows, x), folder, f"accuracy_and_cost_noise_scale_{sigma}"))
     return paths
 
 
@@ -62,7 +62,7 @@ def against(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
     for panel in dict.fromkeys(row[panels] for row in rows) if panels else [None]:
         chosen = [row for row in rows if panel is None or row[panels] == panel]
         name = f"accuracy_over_{x}" + (f"_{panel}" if panel else "")
-        paths.append(style.save(_against(chosen, x, panel), folder / f"{name}.png"))
+        paths.append(style.save(_against(chosen, x, panel), folder, name))
     return paths
 
 
@@ -136,7 +136,7 @@ def early_switch(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Pat
     left.set_ylabel("validation accuracy of the first phase (%)")
     right.set_ylabel("change of the final accuracy (% of random init)")
     style.legend(figure, *left.get_legend_handles_labels())
-    return [style.save(figure, folder / "early_switch.png")]
+    return [style.save(figure, folder, "early_switch")]
 
 
 def _finish(figure, axes, xlabel):

@@ -41,7 +41,7 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     right.set_xlabel("samples visited in the last round (thousands)")
     right.set_xlim(left=0)
     style.thousands(right.xaxis)
-    return [style.save(figure, folder / "accuracy_and_cost.png")]
+    return [style.save(figure, folder, "accuracy_and_cost")]
 
 
 def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, x: str, panels: str | None = None):
@@ -72,4 +72,4 @@ def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
             ax.xaxis.set_minor_formatter("")
     axes[0].set_ylabel(style.ACCURACY)
     style.legend(figure, *axes[0].get_legend_handles_labels())
-    return [style.save(figure, folder / f"accuracy_over_{x}.png")]
+    return [style.save(figure, folder, f"accuracy_over_{x}")]

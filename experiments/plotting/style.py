@@ -1,6 +1,7 @@
 """What all plots share: colours that the colour-blind tell apart, markers and dashes that grey keeps apart."""
 
 import pathlib
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ SYNTHETIC = ("mixture", "mixture_source", "textures", "reviews")
 ACCURACY, ROUND_COST = "validation accuracy (%)", "samples visited in the round (thousands)"
 SHRINK, NOISE_SCALE = "λ (shrink)", "σ (noise scale)"
 MANY_POINTS = 2_000  # a scatter of more is drawn as pixels, so that its SVG stays small
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
 
 
 def line_style(i: int) -> dict:
@@ -96,17 +99,19 @@ def thousands(*axes: Axis) -> None:
         axis.set_major_formatter("{x:,.0f}")
 
 
-def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
     """Writes a PNG and, beside it, the same as SVG: equal bytes for equal figures.
 
     Args:
       figure: whose layout is settled here.
-      path: of the PNG; its folder is made.
+      folder: is made.
+      name: of the files; what a file name should not have becomes `_`.
 
     Returns:
-      `path`.
+      The PNG.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
+    folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     figure.set_layout_engine("none")  # the PNG's layout stays
     with matplotlib.rc_context({"svg.hashsalt": "sp_jax"}):
