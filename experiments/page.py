@@ -2,6 +2,7 @@
 
 import base64
 import pathlib
+import re
 from collections.abc import Mapping
 
 from markdown_it import MarkdownIt
@@ -54,6 +55,7 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
   figure img { max-width: 100%; }
 }
 """
+_UNBROKEN = re.compile(r"(?<=\d) (?=[±%])|(?<=±) (?=\d)")  # the spaces in 39.0 ± 0.2 %
 
 
 def render(text: str, title: str, figures: Mapping[str, pathlib.Path] | None = None) -> str:
@@ -70,7 +72,7 @@ def render(text: str, title: str, figures: Mapping[str, pathlib.Path] | None = N
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
     for name, rule in (("image", _image), ("table_open", _table), ("table_close", _end), ("th_open", _head)):
         markdown.add_render_rule(name, rule)
-    tokens = markdown.parse(text)
+    tokens = markdown.parse(_UNBROKEN.sub("\N{NO-BREAK SPACE}", text))
     for i, token in enumerate(tokens):
         if [child.type for child in token.children or ()] == ["image"]:
             tokens[i - 1].hidden = tokens[i + 1].hidden = True  # a figure is no part of a paragraph
