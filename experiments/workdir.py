@@ -1,4 +1,4 @@
-"""A run's folder: `config.json`, `results.csv`, `checkpoints/`, `figures/`, `report.md` and `.html`; who may write into it."""
+"""A run's folder: `config.json`, `results.csv`, `checkpoints/`, `figures/`, `report.md`; who may write into it."""
 
 import contextlib
 import dataclasses
