@@ -7,9 +7,7 @@ import numpy as np
 
 from experiments import paper, summary
 from experiments.results import Row
-from experiments.summary import Line, LineSummary
-
-TASK = ("dataset", "model", "optimizer")
+from experiments.summary import TASK, Line, LineSummary
 
 
 class Compared(NamedTuple):
@@ -19,6 +17,7 @@ class Compared(NamedTuple):
     ours: float | None
     deviation: float
     seeds: int
+    line: Line | None = None  # of ours
 
 
 def compare(
@@ -71,7 +70,7 @@ def lines(
 
 
 def _line(compared, *, same):
-    number, ours, deviation, seeds = compared
+    number, ours, deviation, seeds, _ = compared
     digits, unit = (2, "x") if number.cost else (1, " %")
     printed = f"{number.value:.{digits}f}{_spread(number.deviation)}{unit}"
     if ours is None:
@@ -91,7 +90,7 @@ def _compare(number, heads):
         value, deviation = ours.first_accuracy, ours.first_deviation
     else:
         value, deviation = ours.accuracy, ours.deviation
-    return Compared(number, None if np.isnan(value) else value, deviation, ours.seeds)
+    return Compared(number, None if np.isnan(value) else value, deviation, ours.seeds, ours.line)
 
 
 def _matches(where: Mapping[str, str | float], row: Row) -> bool:

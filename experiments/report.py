@@ -4,12 +4,13 @@ python -m experiments.report --workdir=runs/online-20260101-120000
 python -m experiments.report --workdir=experiments/results
 """
 
+import inspect
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import claims, cli, comparison, plotting, registry, results, summary, workdir
+from experiments import claims, cli, comparison, page, plotting, registry, results, summary, workdir
 from experiments.grid import Grid, resolve, several
 from experiments.plotting import style
 from experiments.settings import FIELDS, UsageError
@@ -19,7 +20,7 @@ flags.adopt_module_key_flags(cli)
 
 
 def write(folder: pathlib.Path) -> str:
-    """Writes `report.md` and `figures/*.png` from a run's `config.json` and `results.csv`.
+    """Writes `report.md`, the same as `report.html`, and `figures/` from a run's `config.json` and `results.csv`.
 
     Args:
       folder: of one experiment.
@@ -36,12 +37,11 @@ def write(folder: pathlib.Path) -> str:
     if not rows:
         raise UsageError(f"{folder / 'results.csv'} holds no finished round yet")
     curves = results.read_curves(folder / "curves.csv")
-    figures = [
-        path
-        for name, options in experiment.figures
-        for path in getattr(plotting, name)(rows, curves, folder / "figures", **options)
-    ]
-    write_whole(folder / "report.md", _report(config, grid, rows, curves, figures))
+    figures = _figures(experiment, grid, rows, curves, _planned(config, grid, rows), folder / "figures")
+    text = _report(config, grid, rows, curves, figures)
+    pictures = {f"figures/{path.name}": path for path, _ in figures}
+    write_whole(folder / "report.html", page.render(text, experiment.name, pictures))
+    write_whole(folder / "report.md", text)  # the last: it says that all is written
     return summary.table(rows, _planned(config, grid, rows))
 
 
@@ -51,6 +51,26 @@ def is_newest(folder: pathlib.Path) -> bool:
     return made.is_file() and rows.is_file() and made.stat().st_mtime_ns >= rows.stat().st_mtime_ns
 
 
+def _figures(experiment, grid, rows, curves, planned, folder):
+    """Draws an experiment's figures: the PNG of each and its caption."""
+    made = []
+    for name, options in experiment.figures:
+        draw = getattr(plotting, name)
+        made += [(path, draw) for path in draw(rows, curves, folder, **options)]
+    compared, same = comparison.compare(experiment.name, rows, planned)
+    if same and _is_whole(experiment, grid):
+        draw = plotting.beside_the_paper
+        made += [(path, draw) for path in draw(rows, compared, folder)]
+    several = [draw for _, draw in made]
+    return [(path, _caption(draw, path if several.count(draw) > 1 else None)) for path, draw in made]
+
+
+def _caption(draw, path):
+    """What a plot shows, and which file of several it is."""
+    words = inspect.getdoc(draw).splitlines()[0].rstrip(".")
+    return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
+
+
 def _report(config, grid, rows, curves, figures):
     experiment = registry.get(config["experiment"])
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
@@ -58,15 +78,17 @@ def _report(config, grid, rows, curves, figures):
     synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*style.SYNTHETIC} else ""
     values = {name: grid.values(name) for name in FIELDS}
     lines = [
-        f"# {experiment.name} ({experiment.paper})",
+        f"# {experiment.name} ({experiment.paper.strip('()')})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
         f"`{' '.join(['python -m experiments.run', *typed])}`",
         summary.table(rows, planned),
         "Mean ± sample deviation over the seeds; samples visited are the cost that depends on no machine, in brackets "
         "as a ratio to random init.",
-        comparison.table(experiment.name, rows, planned) if _is_whole(experiment, grid) else "",
+        "## Figures" if figures else "",
+        *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(experiment, rows, curves, planned, whole=_is_whole(experiment, grid)),
-        *(f"![{path.stem.replace('_', ' ')}](figures/{path.name})" for path in figures),
+        comparison.table(experiment.name, rows, planned) if _is_whole(experiment, grid) else "",
+        "## Settings",
         _missing(config, grid, rows),
         "Settings: " + ", ".join(f"{k} = {several(v)}" for k, v in values.items() if v != (None,)) + ".",
         f"Machine: {config['device']}, {config['machine']}; "
@@ -182,7 +204,9 @@ def main(argv: Sequence[str]) -> None:
         for folder in several or [base]:
             print(f"{write(folder)}\n\n{folder / 'report.md'}")
         if len(several) > 1:
-            (base / "summary.md").write_text(overview(several), encoding="utf-8")
+            text = overview(several)
+            write_whole(base / "summary.html", page.render(text, "All runs"))
+            write_whole(base / "summary.md", text)
             print(base / "summary.md")
 
 

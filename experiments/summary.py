@@ -1,5 +1,6 @@
 """Numbers from rows: the table that a run prints at its end and a report shows. Copes with rows that are missing."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ from experiments.settings import Cell
 
 NAMES = {
     "warm_start": "warm start", "random_init": "random init", "shrink_perturb": "shrink-perturb", "dash": "DASH",
-    "fire": "FIRE",
+    "fire": "FIRE", "l2_init": "L2 Init", "hare_tortoise": "Hare and Tortoise", "redo": "ReDo",
 }  # fmt: skip
+TASK = ("dataset", "model", "optimizer")  # lines are compared within one
 LANE = (
     "experiment",
     "restart",
@@ -82,8 +84,7 @@ def baseline(line: Line, lines: Mapping[Line, list[Row]], restart: str = "random
     same_data = [
         other
         for other in lines
-        if other.cell.restart == restart
-        and all(dict(other.variant).get(name) == wanted.get(name) for name in ("dataset", "model", "optimizer"))
+        if other.cell.restart == restart and all(dict(other.variant).get(name) == wanted.get(name) for name in TASK)
     ]
     return max(same_data, key=lambda other: len(set(other.variant) & set(line.variant)), default=None)
 
@@ -134,7 +135,7 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
       planned: how many rounds a line has in the end; one that has not come so far says where it stands.
 
     Returns:
-      The table, and below it which lines did not always reach the threshold.
+      The table, and below it one sentence on the lanes that did not reach the threshold or ended by NaN, if there are.
     """
     summaries = summarize(rows, planned)
     names = varied(rows)
@@ -154,17 +155,30 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
         values = ["" if value == "None" else value for _, value in s.line.variant]
         first = [f"{s.first_accuracy:.1f} %"] if two else []
         lines.append((*values, *s.cell, *first, accuracy, *costs, str(s.seeds)))
-    notes = [
-        f"- {label(s.line)}: {s.not_converged} lane-rounds did not reach the threshold"
-        + (f", {s.lost} of them lost to NaN." if s.lost else ".")
-        for s in summaries
-        if s.not_converged
-    ]
-    return "\n".join([markdown(lines), "", *notes] if notes else [markdown(lines)])
+    return "\n\n".join(filter(None, (markdown(lines), not_converged(rows))))
+
+
+def not_converged(rows: Sequence[Row]) -> str:
+    """One sentence: how many lane-rounds did not reach the threshold, why they ended, in which lines and rounds."""
+    found = {line: [row for row in its if not row["converged"]] for line, its in by_line(rows).items()}
+    ended = [row for its in found.values() for row in its]
+    if not ended:
+        return ""
+    reasons = Counter({"nan": "NaN"}.get(reason := row.get("stop_reason"), reason) for row in ended)
+    why = ", ".join(f"{count:,} by {reason}" for reason, count in reasons.items())
+    where = "; ".join(f"{label(line)} ({_rounds(its)})" for line, its in found.items() if its)
+    return f"{len(ended):,} of {len(rows):,} lane-rounds did not reach the threshold ({why}): {where}."
+
+
+def _rounds(rows):
+    """How many rows there are, and from which rounds."""
+    first, last = (f(row["round"] for row in rows) for f in (min, max))
+    return f"{len(rows)} in round {first}" if first == last else f"{len(rows)} in rounds {first} to {last}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of texts, the first the header, as a Markdown table."""
+    """Lines of texts, the first the header, as a Markdown table; what would end a cell is escaped."""
+    lines = [[" ".join(x.split()).replace("|", r"\|") for x in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     made = ["| " + " | ".join(f"{x:{w}}" for x, w in zip(line, widths, strict=True)) + " |" for line in lines]
     made.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -213,8 +227,5 @@ def _word(name, value):
     """A setting of a variant: names of things speak for themselves, `trained` in the words of Table 5."""
     if name == "trained":
         return {"head": "LL (head only)", "head_then_all": "LL+WS (head, then all)"}.get(value, "all")
-    return (
-        value.replace("_", " ")
-        if name in ("dataset", "model", "optimizer", "method")
-        else f"{name.replace('_', ' ')} {value}"
-    )
+    words = NAMES.get(value, value.replace("_", " "))
+    return words if name in (*TASK, "method") else f"{name.replace('_', ' ')} {value}"

@@ -84,6 +84,7 @@ def test_an_experiment_runs_from_its_flags_to_its_report(name, tmp_path, capsys)
     assert all(f"figures/{path.name}" in text for path in pictures)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert len(pictures) >= 1
+    assert (folder / "report.html").read_text().count("<figure>") == len(pictures)
     for number in registry.get(name).claims:
         assert claims.CLAIMS[number].text in text
     assert ("paper " in text and "difference" in text) == bool(paper.numbers(name))

@@ -132,7 +132,13 @@ def test_several_experiments_have_a_folder_each(tmp_path, capsys):
     assert "holds the results of another run" in fails(capsys, workdir=str(base))
     call(resume=True, workdir=str(base), rounds=2)
     assert len(read(base / "online")) == len(read(base / "two_phase")) == 4
-    assert sorted(path.name for path in base.iterdir()) == [".lock", "online", "summary.md", "two_phase"]
+    assert sorted(path.name for path in base.iterdir()) == [
+        ".lock",
+        "online",
+        "summary.html",
+        "summary.md",
+        "two_phase",
+    ]
     assert "cut short by --rounds" in (base / "summary.md").read_text()
 
 

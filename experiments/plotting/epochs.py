@@ -29,8 +29,8 @@ def learning_curves(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.
             style.mean_line(ax, at, [values[n] for n in at], **looks, label=label(line))
         ax.set_xlabel("epochs")
         ax.set_ylabel(text)
-    axes[0].legend(frameon=False, fontsize=8.5)
-    return [style.save(figure, folder / "learning_curves.png")]
+    style.legend(figure, *axes[0].get_legend_handles_labels())
+    return [style.save(figure, folder, "learning_curves")]
 
 
 def gradient_norms(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
@@ -51,5 +51,5 @@ def gradient_norms(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.P
         ax.set_title(label(line), fontsize=10)
         ax.set_xlabel("epochs of the second phase")
     axes[0].set_ylabel("gradient norm, mean over batches")
-    axes[0].legend(frameon=False, fontsize=8.5)
-    return [style.save(figure, folder / "gradient_norms.png")]
+    style.legend(figure, *axes[0].get_legend_handles_labels())
+    return [style.save(figure, folder, "gradient_norms")]

@@ -13,11 +13,11 @@ from experiments.summary import by_line, label, last_round
 AXES = {
     "num_train": "samples that have arrived",
     "round": "round",
-    "shrink": "λ",
-    "noise_scale": "σ (evenly spaced)",
+    "shrink": style.SHRINK,
+    "noise_scale": f"{style.NOISE_SCALE}, evenly spaced",
     "fraction": "fraction of the target's samples",
     "first_fraction": "fraction of the samples in the first phase",
-    "strength": "strength (evenly spaced)",
+    "strength": "strength of the penalty, evenly spaced",
 }
 EVEN = ("noise_scale", "strength")  # of many magnitudes, and 0
 
@@ -30,12 +30,12 @@ def rounds(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, 
     del curves
     lines = by_line(rows)
     if len(lines) <= style.MOST_LINES:
-        return [style.save(_rounds(lines, rows, x), folder / "accuracy_and_cost.png")]
+        return [style.save(_rounds(lines, rows, x), folder, "accuracy_and_cost")]
     baselines = [line for line in lines if line.cell.restart in ("warm_start", "random_init")]
     paths = []
     for sigma in dict.fromkeys(line.cell.noise_scale for line in lines if line not in baselines):
         chosen = {n: found for n, found in lines.items() if n in baselines or n.cell.noise_scale == sigma}
-        paths.append(style.save(_rounds(chosen, rows, x), folder / f"accuracy_and_cost_noise_scale_{sigma}.png"))
+        paths.append(style.save(_rounds(chosen, rows, x), folder, f"accuracy_and_cost_noise_scale_{sigma}"))
     return paths
 
 
@@ -46,7 +46,9 @@ def _rounds(lines, rows, x):
         for axes, name, factor in ((left, "validation_accuracy", 100), (right, "samples_seen", 1e-3)):
             values = [[factor * row[name] for row in found if row[x] == n] for n in at]
             style.mean_line(axes, at, values, **looks, label=label(line))
-    _finish(left, right, AXES[x])
+    _finish(figure, (left, right), AXES[x])
+    if x == "num_train":
+        style.thousands(left.xaxis, right.xaxis)
     return figure
 
 
@@ -60,7 +62,7 @@ def against(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
     for panel in dict.fromkeys(row[panels] for row in rows) if panels else [None]:
         chosen = [row for row in rows if panel is None or row[panels] == panel]
         name = f"accuracy_over_{x}" + (f"_{panel}" if panel else "")
-        paths.append(style.save(_against(chosen, x, panel), folder / f"{name}.png"))
+        paths.append(style.save(_against(chosen, x, panel), folder, name))
     return paths
 
 
@@ -84,7 +86,7 @@ def _against(rows, x, panel):
     for ax in axes:
         if x in EVEN:
             ax.set_xticks(range(len(at)), [f"{value:g}" for value in at])
-    _finish(*(*axes, None)[:2], AXES[x])
+    _finish(figure, axes, AXES[x])
     return figure
 
 
@@ -133,16 +135,16 @@ def early_switch(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Pat
     right.axhline(0, color=style.COLOURS[1], linestyle="--")
     left.set_ylabel("validation accuracy of the first phase (%)")
     right.set_ylabel("change of the final accuracy (% of random init)")
-    left.legend(frameon=False, fontsize=8.5)
-    return [style.save(figure, folder / "early_switch.png")]
+    style.legend(figure, *left.get_legend_handles_labels())
+    return [style.save(figure, folder, "early_switch")]
 
 
-def _finish(left, right, xlabel):
-    left.set_ylabel(style.ACCURACY)
-    left.legend(frameon=False, fontsize=8.5)
-    if right is not None:
-        right.set_ylabel(style.ROUND_COST)
-        right.set_ylim(bottom=0)
-    for axes in (left, right):
-        if axes is not None:
-            axes.set_xlabel(xlabel)
+def _finish(figure, axes, xlabel):
+    """Labels of one panel of accuracies and maybe one of costs."""
+    for ax, label_ in zip(axes, (style.ACCURACY, style.ROUND_COST), strict=False):
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(label_)
+    for ax in axes[1:]:
+        ax.set_ylim(bottom=0)
+        style.thousands(ax.yaxis)
+    style.legend(figure, *axes[0].get_legend_handles_labels())

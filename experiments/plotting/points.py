@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from experiments.plotting import style
 from experiments.results import Row
@@ -25,12 +26,12 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     figure, (left, right) = style.panels(style.title(rows), height=1.6 + 0.34 * len(lines))
     for i, found in enumerate(lines.values()):
         final_rows = last_round(found)
-        looks = {"color": style.COLOURS[i % style.MOST_LINES], "marker": style.MARKERS[i % style.MOST_LINES]}
+        looks = style.line_style(i) | {"linestyle": ""}
         for axes, values in (
             (left, [100 * row["validation_accuracy"] for row in final_rows]),
             (right, [row["samples_seen"] / 1_000 for row in final_rows]),
         ):
-            axes.plot(values, [i] * len(values), linestyle="", markersize=4, alpha=0.45, **looks)
+            axes.plot(values, [i] * len(values), markersize=4, alpha=0.45, **looks)
             axes.errorbar(np.mean(values), i, xerr=style.deviation(values), markersize=8, capsize=3, **looks)
     for axes in (left, right):
         axes.set_yticks(range(len(lines)), [label(line) for line in lines])
@@ -39,7 +40,8 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     left.set_xlabel("validation accuracy after the last round (%)")
     right.set_xlabel("samples visited in the last round (thousands)")
     right.set_xlim(left=0)
-    return [style.save(figure, folder / "accuracy_and_cost.png")]
+    style.thousands(right.xaxis)
+    return [style.save(figure, folder, "accuracy_and_cost")]
 
 
 def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, x: str, panels: str | None = None):
@@ -54,6 +56,7 @@ def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
             its = [row for row in chosen if row["restart"] == restart]
             at = [row[x] / (1_000 if x == "samples_seen" else 1) for row in its]
             looks = style.line_style(i) | {"linestyle": "", "markersize": 5, "alpha": 0.6}
+            looks["rasterized"] = len(its) > style.MANY_POINTS
             ax.plot(
                 at,
                 [100 * row["validation_accuracy"] for row in its],
@@ -64,9 +67,9 @@ def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
         ax.set_title(kind, fontsize=10)
         if x == "samples_seen":
             ax.set_xscale("log")
-            for axis in ("set_major_formatter", "set_minor_formatter"):
-                getattr(ax.xaxis, axis)(lambda value, _: f"{value:g}")
-            ax.tick_params(axis="x", which="both", labelsize=8)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            style.thousands(ax.xaxis)
+            ax.xaxis.set_minor_formatter("")
     axes[0].set_ylabel(style.ACCURACY)
-    axes[0].legend(frameon=False, fontsize=8.5)
-    return [style.save(figure, folder / f"accuracy_over_{x}.png")]
+    style.legend(figure, *axes[0].get_legend_handles_labels())
+    return [style.save(figure, folder, f"accuracy_over_{x}")]

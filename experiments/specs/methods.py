@@ -33,6 +33,6 @@ EXPERIMENT = Experiment(
         "quick": {"activation": "relu", "pairs": PAIRS, "vary": VARY},
         "paper": {**presets.RESNET, "pairs": PAIRS, "vary": VARY},
     },
-    figures=(("final", {}),),
+    figures=(("final", {}), ("pareto", {})),
     claims=(),
 )

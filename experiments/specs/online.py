@@ -23,6 +23,6 @@ EXPERIMENT = Experiment(
         "quick": {},
         "paper": {**presets.RESNET, **presets.GRID},
     },
-    figures=(("rounds", {}), ("heat_maps", {})),
+    figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(2, 9),
 )

@@ -37,6 +37,6 @@ EXPERIMENT = Experiment(
             "pairs": ("0.8:0.01", "0.6:0.01", "0.4:0.01", "0.2:0.01"),
         },
     },
-    figures=(("rounds", {}),),
+    figures=(("rounds", {}), ("pareto", {})),
     claims=(2, 9),
 )

@@ -24,6 +24,6 @@ EXPERIMENT = Experiment(
         "quick": {"activation": "relu"},
         "paper": {**presets.GRID, "dataset": "cifar10", "activation": "relu"},
     },
-    figures=(("rounds", {}), ("heat_maps", {})),
+    figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(2, 9),
 )

@@ -20,6 +20,6 @@ EXPERIMENT = Experiment(
         "quick": {"dataset": "mixture_source", "activation": "relu"},
         "paper": {**presets.GRID, "dataset": "svhn_cropped", "activation": "relu"},
     },
-    figures=(("rounds", {}), ("heat_maps", {})),
+    figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(2, 9),
 )

@@ -21,6 +21,6 @@ EXPERIMENT = Experiment(
         "quick": {"dataset": "mixture_source"},
         "paper": {**presets.RESNET, **presets.GRID, "dataset": "svhn_cropped"},
     },
-    figures=(("rounds", {}), ("heat_maps", {})),
+    figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(2, 9),
 )

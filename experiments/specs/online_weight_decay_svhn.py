@@ -21,6 +21,6 @@ EXPERIMENT = Experiment(
         "quick": {"dataset": "mixture_source", "weight_decay": 1e-3},
         "paper": {**presets.RESNET, **presets.GRID, "dataset": "svhn_cropped", "weight_decay": 1e-3},
     },
-    figures=(("rounds", {}), ("heat_maps", {})),
+    figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(5, 9),
 )

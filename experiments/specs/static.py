@@ -24,6 +24,6 @@ EXPERIMENT = Experiment(
         "quick": {**SHRINK, "seeds": 3, "rounds": 10},
         "paper": {**presets.RESNET, **SHRINK, "rounds": 20},
     },
-    figures=(("rounds", {"x": "round"}),),
+    figures=(("rounds", {"x": "round"}), ("pareto", {})),
     claims=(14,),
 )
