@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import build, check, cli, hosts, options, progress, registry, report, settings, stop, watch, workdir
+from experiments.settings import UsageError
 from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
 
@@ -34,6 +35,7 @@ _CHECKPOINT_SECONDS = flags.DEFINE_float(
     checkpoint.SECONDS,
     "Time between checkpoints in the middle of a round; one follows each round.",
 )
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each lane for TensorBoard, too.")
 _STREAM = flags.DEFINE_bool(
     "stream", None, "Keep the data on the host and stream batches; same results. Default: where they do not fit."
 )
@@ -47,7 +49,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop)
     """
     members = {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    watcher = watch.Watcher(job)
+    watcher = watch.Watcher(job, _board())
     store = Store(job.folder / "checkpoints", write=hosts.first(), every=_CHECKPOINT_SECONDS.value)
     if not hosts.first():
         for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):
@@ -68,6 +70,17 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop)
     print(f"\n{report.write(job.folder)}\n\n{job.folder / 'report.md'}", flush=True)
 
 
+def _board():
+    """What writes for TensorBoard; None where it is not asked for."""
+    if not _TENSORBOARD.value:
+        return None
+    try:
+        from experiments import events
+    except ImportError:
+        raise UsageError("--tensorboard needs a library that is missing: pip install tensorboard") from None
+    return events.Board
+
+
 def main(argv: Sequence[str]) -> None:
     """Plans and checks everything first, then trains."""
     with cli.one_line_errors(argv):
@@ -77,6 +90,7 @@ def main(argv: Sequence[str]) -> None:
         if _PRESET.value is not None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
         hosts.check(cli.WORKDIR.value)
+        _board()
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
         hosts.join(workdir.expand(cli.WORKDIR.value or ""))  # now all have read what the folder holds
