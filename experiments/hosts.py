@@ -26,7 +26,7 @@ from experiments.settings import UsageError
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first, or auto (TPU, Slurm).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which of them this is, from 0.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which of them this is.")
 _JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "Several hosts: how long each waits for the others to start.")
 
 HEARTBEAT_SECONDS = 20  # after so long without a sign of life of another host, the others give up

@@ -22,9 +22,3 @@ def get(name: str) -> Experiment:
     """
     check_choice("--experiment", name, NAMES)
     return EXPERIMENTS[name]
-
-
-def listing() -> str:
-    """All experiments, a line each: name, where in the paper, what it shows."""
-    widths = [max(len(getattr(e, field)) for e in EXPERIMENTS.values()) for field in ("name", "paper")]
-    return "\n".join(f"{e.name:{widths[0]}}  {e.paper:{widths[1]}}  {e.summary}" for e in EXPERIMENTS.values())

@@ -208,6 +208,13 @@ def read(path: pathlib.Path) -> list[Row]:
     return _read(path, INTEGERS, FLOATS, lambda row: {"converged": row["converged"] == "true"})
 
 
+def seconds(rows: Sequence[Row]) -> float:
+    """How long all lanes of a run have trained, in s; rounds that several cells share count once."""
+    shared = ("seed", "round", "seconds", "lanes", "samples_seen", "validation_loss")
+    once = {tuple(row[name] for name in shared): row["seconds"] / row["lanes"] for row in rows}
+    return sum(once.values())
+
+
 def read_curves(path: pathlib.Path) -> list[Row]:
     """The rows of a `curves.csv`, numbers as numbers; none where there is no such file.
 

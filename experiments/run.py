@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import build, check, cli, hosts, options, progress, registry, report, settings, stop, watch, workdir
+from experiments import build, check, cli, hosts, listing, options, progress, report, settings, stop, watch, workdir
 from experiments.settings import UsageError
 from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
@@ -23,9 +23,9 @@ from sp_jax.checkpoint import Store
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(hosts)
 flags.adopt_module_key_flags(options)
-_EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; default online. See --list.")
-_LIST = flags.DEFINE_bool("list", False, "Print the experiments and exit.")
-_PRESET = flags.DEFINE_string("preset", None, "quick (default: minutes on a CPU) or paper; explicit flags override it.")
+_EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; see --list.")
+_LIST = flags.DEFINE_bool("list", False, "Print the experiments and what they cost, and exit.")
+_PRESET = flags.DEFINE_string("preset", None, "quick (seconds to minutes on a CPU) or paper (the paper's full setting); explicit flags override it.")
 _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
@@ -33,11 +33,12 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir af
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
     checkpoint.SECONDS,
-    "Time between checkpoints in the middle of a round; one follows each round.",
+    "Between checkpoints in the middle of a round; one follows each round.",
+    lower_bound=0,
 )
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each lane for TensorBoard, too.")
 _STREAM = flags.DEFINE_bool(
-    "stream", None, "Keep the data on the host and stream batches; same results. Default: where they do not fit."
+    "stream", None, "Keep the data on the host and stream batches; same results."
 )
 
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     """Plans and checks everything first, then trains."""
     with cli.one_line_errors(argv):
         if _LIST.value:
-            print(registry.listing())
+            print(listing.table(), end="")
             return
         if _PRESET.value is not None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
