@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 
 import absl.logging
@@ -67,11 +68,11 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     absl.logging.set_verbosity(absl.logging.WARNING)
-    app.run(main, flags_parser=functools.partial(_parse, sys.modules[main.__module__]))
+    app.run(main, flags_parser=functools.partial(parse, sys.modules[main.__module__]))
 
 
-def _parse(binary, argv):
-    """What absl's own parser does, with our `--help`, and mistakes as one line."""
+def parse(binary: types.ModuleType, argv: Sequence[str]) -> list[str]:
+    """What absl's own parser does, with our `--help`, and mistakes as one line; `binary` is the module that is run."""
     if {"--help", "-help", "-h", "-?"} & {*argv[1:]}:
         print(manual.page(binary.__doc__, flags.FLAGS.get_key_flags_for_module(binary)))
         sys.exit(0)

@@ -81,6 +81,11 @@ def join(workdir: pathlib.Path) -> None:
     _on_abort(1, f"another host is gone, or this one failed (details in {log}); start all again with --resume")
 
 
+def several() -> bool:
+    """Whether the flags ask for several hosts."""
+    return _COORDINATOR.value is not None
+
+
 def first() -> bool:
     """Whether this host writes."""
     return jax.process_index() == 0

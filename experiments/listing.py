@@ -10,7 +10,8 @@ from sp_jax.data import arrival
 RUNS = pathlib.Path(__file__).parent / "results"  # that were kept
 SAMPLES = {"cifar10": 50_000, "cifar100": 50_000, "svhn_cropped": 73_257, "imdb_reviews": 25_000}  # as published
 NOTES = """
-quick: training on CPU cores as measured in the runs of experiments/results, without compiling, figures and the start.
+quick: training with the default preset as measured in the runs of experiments/results, on a machine of two CPU cores
+in so many devices, without compiling, figures and the start.
 paper: cells x seeds x rounds of --preset=paper, whose time has not been measured; minutes of a cell are those that the
 paper prints, on a machine that it does not name. --dry_run estimates any command on this machine.
 """
@@ -32,10 +33,10 @@ def _kept():
     found = {}
     for folder in workdir.subfolders(RUNS):
         config = workdir.read_config(folder)
-        name, cores = config["experiment"], config["device"].split()[0]
+        name, devices = config["experiment"], config["device"].split()[0]
         if Grid.from_json(config).members() == resolve(registry.get(name).presets["quick"], {}).members():
             seconds = results.seconds(results.read(folder / "results.csv"))
-            found[name] = f"{seconds:.0f} s, {cores} core{'s' * (cores != '1')}"
+            found[name] = f"{seconds:.0f} s, {devices} device{'s' * (devices != '1')}"
     return found
 
 

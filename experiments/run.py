@@ -15,7 +15,21 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import build, check, cli, hosts, listing, options, progress, report, settings, stop, watch, workdir
+from experiments import (
+    build,
+    check,
+    cli,
+    forecast,
+    hosts,
+    listing,
+    options,
+    progress,
+    report,
+    settings,
+    stop,
+    watch,
+    workdir,
+)
 from experiments.settings import UsageError
 from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
@@ -25,7 +39,11 @@ flags.adopt_module_key_flags(hosts)
 flags.adopt_module_key_flags(options)
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; see --list.")
 _LIST = flags.DEFINE_bool("list", False, "Print the experiments and what they cost, and exit.")
-_PRESET = flags.DEFINE_string("preset", None, "quick (seconds to minutes on a CPU) or paper (the paper's full setting); explicit flags override it.")
+_PRESET = flags.DEFINE_string(
+    "preset",
+    None,
+    "quick (seconds to minutes on a CPU) or paper (the paper's full setting); explicit flags override it.",
+)
 _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
@@ -36,10 +54,9 @@ _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "Between checkpoints in the middle of a round; one follows each round.",
     lower_bound=0,
 )
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the grid, its programs, memory and time, measured in seconds.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each lane for TensorBoard, too.")
-_STREAM = flags.DEFINE_bool(
-    "stream", None, "Keep the data on the host and stream batches; same results."
-)
+_STREAM = flags.DEFINE_bool("stream", None, "Keep the data on the host and stream batches; same results.")
 
 
 def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop) -> None:
@@ -91,6 +108,8 @@ def main(argv: Sequence[str]) -> None:
         if _PRESET.value is not None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
         hosts.check(cli.WORKDIR.value)
+        if _DRY_RUN.value and hosts.several():
+            raise UsageError("--dry_run measures this host alone; leave out --coordinator")
         _board()
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
@@ -125,10 +144,20 @@ def _train_all(jobs, base, stopping):
         for job in jobs
     ]
     check.plans(plans, dataset, _DEVICES_PER_LANE.value)
+    if _DRY_RUN.value:
+        for job, plan in zip(jobs, plans, strict=True):
+            groups = _groups(loaded, plan)
+            done = sweeps.finished_rounds(groups, Store(job.folder / "checkpoints", write=False))
+            print(forecast.text(job, plan, groups, done), flush=True)
+        return
     with workdir.lock(base, _RESUME.value) if hosts.first() else contextlib.nullcontext(), stopping:
         for job, plan in zip(jobs, plans, strict=True):
-            builder = build.Builder(loaded, plan, devices_per_lane=_DEVICES_PER_LANE.value, stream=_STREAM.value)
-            train(job, [builder.group(member, phases) for member, phases in plan.items()], stopping)
+            train(job, _groups(loaded, plan), stopping)
+
+
+def _groups(datasets, plan):
+    builder = build.Builder(datasets, plan, devices_per_lane=_DEVICES_PER_LANE.value, stream=_STREAM.value)
+    return [builder.group(member, phases) for member, phases in plan.items()]
 
 
 if __name__ == "__main__":

@@ -66,9 +66,7 @@ class Settings:
     init: str = _flag("torch", "Initialisation, and so the noise: torch (the paper's) or flax.")
     optimizer: str = _flag("adam", f"One of {', '.join(OPTIMIZERS)}.")
     learning_rate: float = _flag(0.001, "The optimiser's.")
-    decay_every: int | None = _flag(
-        None, "Divide η by ten after so many epochs of a round, twice at most."
-    )
+    decay_every: int | None = _flag(None, "Divide η by ten after so many epochs of a round, twice at most.")
     batch_size: int = _flag(128, "Of a step.")
     weight_decay: float = _flag(0.0, "Coupled L2: added to the gradient.")
     penalty: str = _flag("none", f"Added to the loss: one of {', '.join(PENALTIES)}; for L2 see --weight_decay.")
@@ -84,7 +82,8 @@ class Settings:
     )
     pairs: tuple[str, ...] = _flag(("0.8:0.01", "0.6:0.01", "0.4:0.1"), "Of shrink-perturb, with commas.")
     shrink: tuple[str, ...] | None = _flag(
-        None, "In [0, 1], with commas; the grid is the product with --noise_scale (alone: σ = 0.01), in place of --pairs."
+        None,
+        "In [0, 1], with commas; the grid is the product with --noise_scale (alone: σ = 0.01), in place of --pairs.",
     )
     noise_scale: tuple[str, ...] | None = _flag(None, "At least 0, with commas; alone: λ = 0.6.")
     noise: str = _flag("gaussian", "Of noise_only: gaussian (N(0, σ²)) or fresh (σ times a fresh network).")

@@ -303,6 +303,10 @@ WRONG = [
     ({"experiment": ","}, "--experiment is an empty list"),
     ({"preset": "fast"}, "unknown --preset=fast"),
     ({"dataset": "cifar01"}, "unknown data set 'cifar01'; did you mean 'cifar10'?"),
+    (
+        {"dry_run": True, "coordinator": "auto"},
+        "--dry_run measures this host alone; leave out --coordinator",
+    ),
     ({"dataset": "../x"}, "is no name of a data set"),
     ({"model": "resnet"}, "unknown --model=resnet; did you mean 'resnet18'?"),
     ({"optimizer": "adan"}, "unknown --optimizer=adan; did you mean 'adam'?"),
@@ -575,8 +579,22 @@ def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
 
 def test_the_list(capsys):
     call(list=True)
-    out = capsys.readouterr().out
-    assert all(name in out for name in registry.EXPERIMENTS)
+    found = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()}
+    assert all(e.paper in found[name] for name, e in registry.EXPERIMENTS.items())
+    assert "36 x 5 x 34, resnet18 on cifar10; 16 to 130 min a cell" in found["online"]  # Figure 15
+    rows = results.read(ROOT / "experiments" / "results" / "early_switch_quick" / "results.csv")
+    rounds = {(row["first_epochs"], row["restart"], row["round"]): row["seconds"] for row in rows}
+    assert f" {sum(rounds.values()):.0f} s, 1 device " in found["early_switch"]  # its cells share no round
+
+
+def test_shared_rounds_and_pools_cost_their_time_once():
+    def row(seed, round_, lanes, seconds, loss):
+        given = {"seed": seed, "round": round_, "lanes": lanes, "seconds": seconds}
+        return {**given, "samples_seen": 100, "validation_loss": loss}
+
+    first = [row(seed, 1, 2, 3.0, 0.5 + seed) for seed in (0, 1)]  # which two cells share
+    second = [row(seed, 2, 4, 8.0, 0.7 + seed + cell) for cell in (0, 10) for seed in (0, 1)]
+    assert results.seconds(first + first + second) == 11.0
 
 
 def test_the_binary_as_a_user_types_it(tmp_path):
