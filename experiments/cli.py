@@ -41,6 +41,15 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
         sys.exit(2)
 
 
+def check_devices() -> None:
+    """Raises a `UsageError` where JAX has no device: JAX_PLATFORMS names one that is not there."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error) or "it is not there").splitlines()[0]
+        raise UsageError(f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {reason}") from None
+
+
 def _printable(text):
     """On one line, whatever names a user typed."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

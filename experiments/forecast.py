@@ -141,7 +141,7 @@ def text(
     parts = {
         "grid": [_grid(plan, found)],
         "data": _data(settings),
-        "programs": [f"{len(speeds)} static configuration{'s' * (len(speeds) != 1)} to compile", *programs],
+        "programs": [f"{_count(len(speeds), 'static configuration')} to compile", *programs],
         "memory": [_memory(speeds)],
         "time": [*_time(found, speeds), NOT_COUNTED],
     }
@@ -167,13 +167,18 @@ def _names(settings: Mapping[sweeps.Engine, Settings]):
 
 
 def _grid(plan, found):
-    lanes, rounds = sum(m.settings.seeds for m in plan), [len(phases) for phases in plan.values()]
+    lanes, rounds = sum(m.settings.seeds for m in plan), max(map(len, plan.values()))
     visible = [phase.num_visible for phases in plan.values() for phase in phases]
+    counts = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(visible), max(visible))))
     return (
-        f"{len(plan)} cells x {next(iter(plan)).settings.seeds} seeds = {lanes} lanes, {max(rounds)} rounds of "
-        f"{min(visible):,} to {max(visible):,} samples; {sum(each.lanes for each in found):,} lane-rounds to train "
-        "(those that cells share count once)"
+        f"{_count(len(plan), 'cell')} x {_count(next(iter(plan)).settings.seeds, 'seed')} = {_count(lanes, 'lane')}, "
+        f"{_count(rounds, 'round')} of {counts} samples; {_count(sum(each.lanes for each in found), 'lane-round')} to "
+        "train (those that cells share count once)"
     )
+
+
+def _count(number, what):
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _data(settings):

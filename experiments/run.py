@@ -2,9 +2,11 @@
 
 python -m experiments.run                                    Figure 7 on the embedded synthetic data, under a minute
 python -m experiments.run --list                             the experiments: every table and figure of the paper
+python -m experiments.run --preset=paper --dry_run           what that would take here, measured in seconds
 python -m experiments.run --preset=paper                     Figure 15: CIFAR-10, ResNet-18, 36 cells; for a GPU
 python -m experiments.run --experiment=table1 --preset=paper --dataset=cifar10 --model=mlp,logistic   part of Table 1
 python -m experiments.run --shrink=0.2,0.4,0.6,0.8 --noise_scale=0,0.01,0.1         a grid
+python -m experiments.run --tensorboard                      and, beside it, tensorboard --logdir=runs
 python -m experiments.run --resume --workdir=runs/…          goes on where a run was stopped
 """
 
@@ -114,6 +116,7 @@ def main(argv: Sequence[str]) -> None:
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
         hosts.join(workdir.expand(cli.WORKDIR.value or ""))  # now all have read what the folder holds
+        cli.check_devices()
         base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
         stopping = stop.Stop()
         try:
@@ -123,6 +126,8 @@ def main(argv: Sequence[str]) -> None:
             hosts.await_verdict(error)
             raise
         except KeyboardInterrupt:
+            if _DRY_RUN.value:
+                sys.exit(128 + signal.SIGINT)
             several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
             print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
             hosts.leave(128 + (stopping.signal or signal.SIGINT))

@@ -307,6 +307,12 @@ WRONG = [
         {"dry_run": True, "coordinator": "auto"},
         "--dry_run measures this host alone; leave out --coordinator",
     ),
+    ({"experiment": "Figure 7"}, "unknown --experiment=Figure 7; what the paper shows there is --experiment=online"),
+    ({"experiment": "fig29"}, "what the paper shows there is --experiment=pretraining"),
+    (
+        {"dataset": "CIFAR10"},
+        "'CIFAR10' is no name of a data set; expected one like 'mixture' or 'cifar10'; did you mean 'cifar10'?",
+    ),
     ({"dataset": "../x"}, "is no name of a data set"),
     ({"model": "resnet"}, "unknown --model=resnet; did you mean 'resnet18'?"),
     ({"optimizer": "adan"}, "unknown --optimizer=adan; did you mean 'adam'?"),
@@ -585,6 +591,12 @@ def test_the_list(capsys):
     rows = results.read(ROOT / "experiments" / "results" / "early_switch_quick" / "results.csv")
     rounds = {(row["first_epochs"], row["restart"], row["round"]): row["seconds"] for row in rows}
     assert f" {sum(rounds.values()):.0f} s, 1 device " in found["early_switch"]  # its cells share no round
+
+
+def test_a_platform_that_is_not_there_gets_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: jax.extend.backend.get_backend("cudo").devices())
+    assert "JAX finds no device for JAX_PLATFORMS=cpu: " in fails(capsys, workdir=str(tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_shared_rounds_and_pools_cost_their_time_once():
