@@ -48,8 +48,8 @@ AMOUNTS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.01))  # λ and σ of the whole experi
 
 _CASE = flags.DEFINE_string("case", ",".join(CASES), f"Any of {', '.join(CASES)}, with commas.")
 _AGAINST = flags.DEFINE_string("against", "dataloader,tuned", "PyTorch loops to measure, with commas; empty for none.")
-_LANES = flags.DEFINE_string("lanes", None, "Lanes of the engine, with commas. Default 1 and 8 (ResNets 1 and 2).")
-_CORES = flags.DEFINE_string("cores", None, "CPU devices of the engine, with commas. Default one a core.")
+_LANES = flags.DEFINE_string("lanes", None, "Lanes of the engine, with commas.")
+_CORES = flags.DEFINE_string("cores", None, "CPU devices of the engine, with commas.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each, in turn; their median counts.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", contenders.SECONDS, "About how long a measurement takes.", lower_bound=0.01)
 

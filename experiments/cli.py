@@ -1,22 +1,27 @@
 """What the binaries share: how they start, their common flag, errors of one line in place of tracebacks."""
 
 import contextlib
+import difflib
 import errno
+import functools
 import logging
 import os
+import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 
 import absl.logging
 import jax
 from absl import app, flags
 
+from experiments import manual
 from experiments.settings import UsageError
 from sp_jax.checkpoint import CheckpointError
 from sp_jax.data import DataError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; experiments.run makes runs/<experiment>-<time>.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a subfolder for each experiment where several run.")
 
 
 @contextlib.contextmanager
@@ -34,6 +39,15 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
             raise
         print(f"error: cannot write {error.filename or 'a file'} ({error.strerror})", file=sys.stderr)
         sys.exit(2)
+
+
+def check_devices() -> None:
+    """Raises a `UsageError` where JAX has no device: JAX_PLATFORMS names one that is not there."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error) or "it is not there").splitlines()[0]
+        raise UsageError(f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms}: {reason}") from None
 
 
 def _printable(text):
@@ -63,4 +77,30 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     absl.logging.set_verbosity(absl.logging.WARNING)
-    app.run(main)
+    app.run(main, flags_parser=functools.partial(parse, sys.modules[main.__module__]))
+
+
+def parse(binary: types.ModuleType, argv: Sequence[str]) -> list[str]:
+    """What absl's own parser does, with our `--help`, and mistakes as one line; `binary` is the module that is run."""
+    if {"--help", "-help", "-h", "-?"} & {*argv[1:]}:
+        print(manual.page(binary.__doc__, flags.FLAGS.get_key_flags_for_module(binary)))
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:
+        print(f"error: {_printable(_flag_mistake(error))} (--help lists all flags)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _flag_mistake(error):
+    """What absl says, in our words."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name = error.flagname.replace("-", "_")
+        known = [flag for group in manual.GROUPS.values() for flag in group if flag in flags.FLAGS]
+        meant = manual.SYNONYMS.get(name) or "".join(difflib.get_close_matches(name, known, n=1))
+        return f"unknown flag --{error.flagname}" + f"; did you mean --{meant}?" * bool(meant)
+    found = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if found:
+        expected = flags.FLAGS[found[1]].parser.syntactic_help or "true or false"
+        return f"--{found[1]}={found[2]} must be {expected}"
+    return str(error)

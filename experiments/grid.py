@@ -56,9 +56,9 @@ class Grid(NamedTuple):
 
     def members(self) -> tuple[Member, ...]:
         """Every cell of every variant, each once."""
-        found = {}
+        found, varied = {}, self.varied
         for settings in self.variants:
-            variant = "".join(f"{field}={several([getattr(settings, field)])}," for field in self.varied)
+            variant = "".join(f"{field}={several([getattr(settings, field)])}," for field in varied)
             members = (Member(settings, cell, variant) for cell in settings.cells())
             found |= {member.name: member for member in members}
         return tuple(found.values())

@@ -26,7 +26,7 @@ from experiments.settings import UsageError
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first, or auto (TPU, Slurm).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which of them this is, from 0.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which of them this is.")
 _JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "Several hosts: how long each waits for the others to start.")
 
 HEARTBEAT_SECONDS = 20  # after so long without a sign of life of another host, the others give up
@@ -79,6 +79,11 @@ def join(workdir: pathlib.Path) -> None:
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"{unmet}: {str(error).strip().splitlines()[0]}") from None
     _on_abort(1, f"another host is gone, or this one failed (details in {log}); start all again with --resume")
+
+
+def several() -> bool:
+    """Whether the flags ask for several hosts."""
+    return _COORDINATOR.value is not None
 
 
 def first() -> bool:

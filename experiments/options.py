@@ -10,8 +10,8 @@ from sp_jax import data
 from sp_jax.data import samples, tfds_sets
 from sp_jax.types import Dataset
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's folder; default TFDS_DATA_DIR, else ~/tensorflow_datasets.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded samples; default ~/.cache/sp_jax.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's folder.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded samples.")
 
 _LISTS = ("restart", "pairs", "shrink", "noise_scale")
 _SIZES = ("hidden", "stage_sizes")

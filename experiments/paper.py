@@ -78,6 +78,14 @@ def numbers(experiment: str) -> list[Number]:
     return list(made[experiment]()) if experiment in made else []
 
 
+def minutes(experiment: str) -> tuple[float, ...]:
+    """The times that the paper prints for an experiment, in minutes, in the order in which it prints them."""
+    grids = {"online": _FIGURE_15, "online_mlp_svhn": _FIGURE_21}
+    if experiment in grids:
+        return tuple(float(time) for _, times in grids[experiment].values() for time in times.split())
+    return (*_TABLE_4_MINUTES, _TABLE_4_RANDOM_INIT[1]) if experiment == "noise_only" else ()
+
+
 def _table_1() -> Iterator[Number]:
     for table, first in ((_TABLE_1, False), (_TABLE_2, True)):
         for (dataset, restart), text in table.items():

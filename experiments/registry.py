@@ -1,8 +1,9 @@
 """Name -> experiment."""
 
 import importlib
+import re
 
-from experiments.settings import check_choice
+from experiments.settings import UsageError, check_choice
 from experiments.spec import Experiment
 
 NAMES = (  # in the order of the paper; `online` is the default, `two_phase` one cell of Table 1
@@ -20,11 +21,19 @@ def get(name: str) -> Experiment:
     Raises:
       UsageError: there is none; names the nearest.
     """
+    if name not in EXPERIMENTS and (shown := _showing(name)):
+        raise UsageError(f"unknown --experiment={name}; what the paper shows there is --experiment={','.join(shown)}")
     check_choice("--experiment", name, NAMES)
     return EXPERIMENTS[name]
 
 
-def listing() -> str:
-    """All experiments, a line each: name, where in the paper, what it shows."""
-    widths = [max(len(getattr(e, field)) for e in EXPERIMENTS.values()) for field in ("name", "paper")]
-    return "\n".join(f"{e.name:{widths[0]}}  {e.paper:{widths[1]}}  {e.summary}" for e in EXPERIMENTS.values())
+def _showing(text):
+    """The experiments of a figure or table of the paper: `figure 7`, `Table2`."""
+    asked = re.fullmatch(r"(fig|tab)\w*?[ ._]*(\d+)", text.lower())
+    return [e.name for e in EXPERIMENTS.values() if asked and asked[1] in e.paper.lower() and _has(e.paper, asked[2])]
+
+
+def _has(paper, number):
+    """Whether `Figures 9, 27-31` has the number."""
+    ranges = (part.split("-") for part in re.findall(r"\d+(?:-\d+)?", paper))
+    return any(int(ends[0]) <= int(number) <= int(ends[-1]) for ends in ranges)

@@ -141,15 +141,18 @@ class Table:
         """What the file holds now, all of it on the disk."""
         return self._sound
 
-    def append(self, new: Sequence[Row]) -> None:
+    def append(self, new: Sequence[Row]) -> list[Row]:
         """Appends the rows that the file does not hold yet, all or none, and waits until they are on the disk.
+
+        Returns:
+          Those rows.
 
         Raises:
           UsageError: they cannot be written.
         """
         new = [row for row in new if self._key_of(row) not in self._written]
         if not new:
-            return
+            return []
         lines = "".join(_line([row[name] for name in self._columns]) for row in new).encode()
         with _one_line(self._path), open(self._path, "r+b") as file:
             try:
@@ -162,6 +165,7 @@ class Table:
                 raise
         self._sound = Sound(self._sound.size + len(lines), zlib.crc32(lines, self._sound.checksum))
         self._written.update(map(self._key_of, new))
+        return new
 
     def _take(self, found):
         """Books the rows of the file up to the first that is not whole."""
@@ -202,6 +206,13 @@ def read(path: pathlib.Path) -> list[Row]:
       UsageError: no such file, or not one of these.
     """
     return _read(path, INTEGERS, FLOATS, lambda row: {"converged": row["converged"] == "true"})
+
+
+def seconds(rows: Sequence[Row]) -> float:
+    """How long all lanes of a run have trained, in s; rounds that several cells share count once."""
+    shared = ("seed", "round", "seconds", "lanes", "samples_seen", "validation_loss")
+    once = {tuple(row[name] for name in shared): row["seconds"] / row["lanes"] for row in rows}
+    return sum(once.values())
 
 
 def read_curves(path: pathlib.Path) -> list[Row]:

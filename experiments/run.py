@@ -2,9 +2,11 @@
 
 python -m experiments.run                                    Figure 7 on the embedded synthetic data, under a minute
 python -m experiments.run --list                             the experiments: every table and figure of the paper
+python -m experiments.run --preset=paper --dry_run           what that would take here, measured in seconds
 python -m experiments.run --preset=paper                     Figure 15: CIFAR-10, ResNet-18, 36 cells; for a GPU
 python -m experiments.run --experiment=table1 --preset=paper --dataset=cifar10 --model=mlp,logistic   part of Table 1
 python -m experiments.run --shrink=0.2,0.4,0.6,0.8 --noise_scale=0,0.01,0.1         a grid
+python -m experiments.run --tensorboard                      and, beside it, tensorboard --logdir=runs
 python -m experiments.run --resume --workdir=runs/…          goes on where a run was stopped
 """
 
@@ -16,34 +18,54 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import build, check, cli, hosts, options, progress, registry, report, settings, stop, watch, workdir
+from experiments import (
+    build,
+    check,
+    cli,
+    forecast,
+    hosts,
+    listing,
+    options,
+    progress,
+    report,
+    settings,
+    stop,
+    watch,
+    workdir,
+)
+from experiments.settings import UsageError
 from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
 
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(hosts)
 flags.adopt_module_key_flags(options)
-_EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; default online. See --list.")
-_LIST = flags.DEFINE_bool("list", False, "Print the experiments and exit.")
-_PRESET = flags.DEFINE_string("preset", None, "quick (default: minutes on a CPU) or paper; explicit flags override it.")
+_EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; see --list.")
+_LIST = flags.DEFINE_bool("list", False, "Print the experiments and what they cost, and exit.")
+_PRESET = flags.DEFINE_string(
+    "preset",
+    None,
+    "quick (seconds to minutes on a CPU) or paper (the paper's full setting); explicit flags override it.",
+)
 _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
 _SIDE_BY_SIDE = flags.DEFINE_integer(
     "side_by_side",
     None,
-    "Lanes that a device trains at once, the others after them. Default: one on a CPU, else as measured.",
+    "Lanes that a device trains at once, the others after them.",
     lower_bound=1,
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
     checkpoint.SECONDS,
-    "Time between checkpoints in the middle of a round; one follows each round.",
+    "Between checkpoints in the middle of a round; one follows each round.",
+    lower_bound=0,
 )
-_STREAM = flags.DEFINE_bool(
-    "stream", None, "Keep the data on the host and stream batches; same results. Default: where they do not fit."
-)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the grid, its programs, memory and time, measured in seconds.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each lane for TensorBoard, too.")
+_STREAM = flags.DEFINE_bool("stream", None, "Keep the data on the host and stream batches; same results.")
 
 
 def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequence[int], stopping: stop.Stop) -> None:
@@ -54,7 +76,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
     """
     members = {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    watcher = watch.Watcher(job)
+    watcher = watch.Watcher(job, _board())
     store = Store(job.folder / "checkpoints", write=hosts.first(), every=_CHECKPOINT_SECONDS.value)
     if not hosts.first():
         for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):
@@ -75,18 +97,33 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
     print(f"\n{report.write(job.folder)}\n\n{job.folder / 'report.md'}", flush=True)
 
 
+def _board():
+    """What writes for TensorBoard; None where it is not asked for."""
+    if not _TENSORBOARD.value:
+        return None
+    try:
+        from experiments import events
+    except ImportError:
+        raise UsageError("--tensorboard needs a library that is missing: pip install tensorboard") from None
+    return events.Board
+
+
 def main(argv: Sequence[str]) -> None:
     """Plans and checks everything first, then trains."""
     with cli.one_line_errors(argv):
         if _LIST.value:
-            print(registry.listing())
+            print(listing.table(), end="")
             return
         if _PRESET.value is not None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
         hosts.check(cli.WORKDIR.value)
+        if _DRY_RUN.value and hosts.several():
+            raise UsageError("--dry_run measures this host alone; leave out --coordinator")
+        _board()
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
         jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
         hosts.join(workdir.expand(cli.WORKDIR.value or ""))  # now all have read what the folder holds
+        cli.check_devices()
         base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
         stopping = stop.Stop()
         try:
@@ -96,6 +133,8 @@ def main(argv: Sequence[str]) -> None:
             hosts.await_verdict(error)
             raise
         except KeyboardInterrupt:
+            if _DRY_RUN.value:
+                sys.exit(128 + signal.SIGINT)
             several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
             print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
             hosts.leave(128 + (stopping.signal or signal.SIGINT))
@@ -117,22 +156,23 @@ def _train_all(jobs, base, stopping):
         for job in jobs
     ]
     check.plans(plans, dataset, _DEVICES_PER_LANE.value)
+    if _DRY_RUN.value:
+        for job, plan in zip(jobs, plans, strict=True):
+            groups, _ = _groups(job, loaded, plan)
+            done = sweeps.finished_rounds(groups, Store(job.folder / "checkpoints", write=False))
+            print(forecast.text(job, plan, groups, done), flush=True)
+        return
     with workdir.lock(base, _RESUME.value) if hosts.first() else contextlib.nullcontext(), stopping:
         for job, plan in zip(jobs, plans, strict=True):
-            builder = build.Builder(
-                loaded,
-                plan,
-                devices_per_lane=_DEVICES_PER_LANE.value,
-                stream=_STREAM.value,
-                side_by_side=_side_by_side(job.folder),
-            )
-            groups = [builder.group(member, phases) for member, phases in plan.items()]
-            train(job, groups, builder.side_by_side, stopping)
+            train(job, *_groups(job, loaded, plan), stopping)
 
 
-def _side_by_side(folder):
-    """Of each engine: as the flag says, or as when the run began."""
-    return itertools.repeat(_SIDE_BY_SIDE.value) if _SIDE_BY_SIDE.value else workdir.side_by_side(folder)
+def _groups(job, datasets, plan):
+    """The groups of a job, and how many lanes each of its engines trains at once: as asked, or as when it began."""
+    asked = itertools.repeat(_SIDE_BY_SIDE.value) if _SIDE_BY_SIDE.value else workdir.side_by_side(job.folder)
+    options = {"devices_per_lane": _DEVICES_PER_LANE.value, "stream": _STREAM.value, "side_by_side": asked}
+    builder = build.Builder(datasets, plan, **options)
+    return [builder.group(member, phases) for member, phases in plan.items()], builder.side_by_side
 
 
 if __name__ == "__main__":

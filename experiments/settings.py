@@ -65,41 +65,40 @@ class Settings:
     bias: bool = _flag(True, "MLP: whether its layers have bias terms.")
     init: str = _flag("torch", "Initialisation, and so the noise: torch (the paper's) or flax.")
     optimizer: str = _flag("adam", f"One of {', '.join(OPTIMIZERS)}.")
-    learning_rate: float = _flag(0.001, "η, per step.")
-    decay_every: int | None = _flag(
-        None, "Divide η by ten after so many epochs of a round, twice at most. Default never."
-    )
-    batch_size: int = _flag(128, "Samples a step.")
-    weight_decay: float = _flag(0.0, "Coupled L2: times θ, added to the gradient.")
+    learning_rate: float = _flag(0.001, "The optimiser's.")
+    decay_every: int | None = _flag(None, "Divide η by ten after so many epochs of a round, twice at most.")
+    batch_size: int = _flag(128, "Of a step.")
+    weight_decay: float = _flag(0.0, "Coupled L2: added to the gradient.")
     penalty: str = _flag("none", f"Added to the loss: one of {', '.join(PENALTIES)}; for L2 see --weight_decay.")
-    penalty_strength: float = _flag(0.0, "β of confidence (times the entropy, nats), ε of adversarial (of pixels ±1).")
+    penalty_strength: float = _flag(0.0, "β of confidence (times the entropy), ε of adversarial (pixels are ±1).")
     method: str = _flag("none", f"What acts while a round trains: one of {', '.join(METHODS)}.")
     method_strength: float | None = _flag(
         None,
-        "Of --method: c of l2_init, μ of hare_tortoise, τ of redo, ρ of continual_backprop. Default the published.",
+        "Of --method: c of l2_init, μ of hare_tortoise, τ of redo, ρ of continual_backprop.",
     )
     precision: str = _flag("float32", f"Of matrix products and convolutions: one of {', '.join(PRECISIONS)}.")
     restart: tuple[str, ...] = _flag(
         ("warm_start", "random_init", "shrink_perturb"), f"Any of {', '.join(RESTARTS)}, with commas."
     )
-    pairs: tuple[str, ...] = _flag(("0.8:0.01", "0.6:0.01", "0.4:0.1"), "λ:σ of shrink-perturb, with commas.")
+    pairs: tuple[str, ...] = _flag(("0.8:0.01", "0.6:0.01", "0.4:0.1"), "Of shrink-perturb, with commas.")
     shrink: tuple[str, ...] | None = _flag(
-        None, "λ in [0, 1], with commas; the grid is the product with --noise_scale (alone: σ = 0.01), without --pairs."
+        None,
+        "In [0, 1], with commas; the grid is the product with --noise_scale (alone: σ = 0.01), in place of --pairs.",
     )
-    noise_scale: tuple[str, ...] | None = _flag(None, "σ >= 0, with commas; alone: λ = 0.6.")
+    noise_scale: tuple[str, ...] | None = _flag(None, "At least 0, with commas; alone: λ = 0.6.")
     noise: str = _flag("gaussian", "Of noise_only: gaussian (N(0, σ²)) or fresh (σ times a fresh network).")
     statistics: str = _flag("reset", f"What becomes of BatchNorm's at a restart: one of {', '.join(STATISTICS)}.")
     optimizer_state: str = _flag("reset", f"What becomes of it at a restart: one of {', '.join(OPTIMIZER_STATES)}.")
     trained: str = _flag("all", f"Two phases, what the second trains: one of {', '.join(TRAINED)}.")
     restart_first: bool = _flag(False, "Restart before the first round too, as the authors' program does.")
     seeds: int = _flag(5, "How many; each has its own validation third, order of arrival and networks.")
-    samples_per_round: int | None = _flag(None, "k, arriving in a round. Default 1000, or 1/16 of a small data set.")
+    samples_per_round: int | None = _flag(None, "How many arrive in a round.")
     first_fraction: float = _flag(0.5, "Two phases: of the training samples, what the first phase has, in (0, 1].")
-    first_learning_rate: float | None = _flag(None, "Two phases: η of the first. Default the second's.")
-    first_batch_size: int | None = _flag(None, "Two phases: of the first. Default the second's.")
-    first_epochs: int | None = _flag(None, "Two phases: the first has exactly so many epochs. Default to convergence.")
+    first_learning_rate: float | None = _flag(None, "Two phases: of the first.")
+    first_batch_size: int | None = _flag(None, "Two phases: of the first.")
+    first_epochs: int | None = _flag(None, "Two phases: the first has exactly so many epochs.")
     rounds: int | None = _flag(None, "Only the first so many.")
-    train_accuracy: float = _flag(0.99, "A round has converged at this training accuracy, a fraction.")
+    train_accuracy: float = _flag(0.99, "A round has converged at this training accuracy.")
     patience: int = _flag(100, "A round ends after so many epochs without 0.1 points of training accuracy.")
     max_epochs: int = _flag(1000, "A round ends after so many epochs.")
     epochs: int | None = _flag(None, "Train exactly so many epochs a round instead of to convergence.")

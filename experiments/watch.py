@@ -16,14 +16,20 @@ from sp_jax import diagnostics, sweeps
 class Watcher:
     """Collects what the job asks for and writes `results.csv` and `curves.csv`."""
 
-    def __init__(self, job: Job):
-        """Writes nothing yet."""
+    def __init__(self, job: Job, board: Callable[..., Any] | None = None):
+        """Writes nothing yet.
+
+        Args:
+          job: what is run.
+          board: `experiments.events.Board` where that is asked for.
+        """
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms = {}  # trainer -> what measures gradient norms
         self._looks = self._learning or job.experiment.gradient_norms
         self._files = {}  # of the host that writes, by name
+        self._make_board, self._board = board, None
 
     def open(self, note: Mapping[str, Any]) -> None:
         """Opens the tables as they were when the note was made; only the host that writes does.
@@ -41,6 +47,8 @@ class Watcher:
             self._files[name] = table(self._folder / name, self._varied, sound=sound.get(name, results.NOTHING))
         for group, round_, found in note.get("found", []):
             self._found[group, round_] = [tuple(each) for each in found]
+        if self._make_board:
+            self._board = self._make_board(self._folder, self._varied)
 
     def note(self) -> dict[str, Any]:
         """What a checkpoint remembers: how much of each file it vouches for, what was seen of the running round."""
@@ -61,10 +69,14 @@ class Watcher:
     def write(self, member: Member, finished: sweeps.Finished) -> None:
         """Appends the rows of a finished round, its curves first."""
         name, round_ = self._experiment.name, finished.results[0].round
+        curves = []
         if self._looks:
             found = self._found[finished.owner, round_]
-            self._files["curves.csv"].append(results.curve_rows(name, member, self._varied, round_, found))
-        self._files["results.csv"].append(results.rows(name, member, self._varied, finished))
+            curves = self._files["curves.csv"].append(results.curve_rows(name, member, self._varied, round_, found))
+        rows = self._files["results.csv"].append(results.rows(name, member, self._varied, finished))
+        if self._board:
+            self._board.add_rounds(rows)
+            self._board.add_curves(curves)
 
     def _on_epoch(self, group, round_, lanes, progress):
         phase = group.phases[round_ - 1]

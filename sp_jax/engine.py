@@ -137,6 +137,11 @@ class Engine:
         return sum(program.compile_seconds for program in self._programs())
 
     @property
+    def program_bytes(self) -> int:
+        """What the largest program that was compiled so far needs on each device, data and states included."""
+        return max(program.bytes for program in self._programs())
+
+    @property
     def _slots(self):
         """Lanes of a call, idle ones included: whole batches on each row of devices."""
         each = self._rows * self.side_by_side

@@ -47,6 +47,15 @@ class Program:
         self._compiled = None
         self.compile_seconds = 0.0
 
+    @property
+    def bytes(self) -> int:
+        """What it needs on each device, arguments and results included; 0 where it is not compiled yet."""
+        if self._compiled is None:
+            return 0
+        needs = self._compiled.memory_analysis()
+        held = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+        return held + needs.temp_size_in_bytes
+
     def __call__(self, lanes, carry, *shared):
         """`lanes` and `carry` are pytrees of [slots, ...], always the same number of slots; all share `shared`."""
         if self._compiled is None:

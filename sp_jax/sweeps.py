@@ -116,16 +116,16 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Watch = N
       CheckpointError: what the store holds cannot be read, or nothing can be written to it.
     """
     standing = _Standing(groups, store, watch)
-    histories = _histories(groups)
+    past = histories(groups)
     placed = {}
     for round_ in range(1, 1 + max((len(group.phases) for group in groups), default=0)):
         training_now = [g for g in groups if standing.done.get(g.name, 0) < round_ <= len(g.phases)]
         owners = {}  # by history, for those who share it
         for group in training_now:
-            owners.setdefault(histories[group.name][round_ - 1], group)
+            owners.setdefault(past[group.name][round_ - 1], group)
         finished, states = {}, {}  # by the owner's name; by the group's
         for group in training_now:
-            owner = owners[histories[group.name][round_ - 1]].name
+            owner = owners[past[group.name][round_ - 1]].name
             if owner not in finished:
                 pool = _pool(owners.values(), group, round_, finished, watch)
                 finished |= _train(pool, round_, standing, placed, watch)
@@ -328,8 +328,9 @@ def _any_host(*flags):
     return multihost_utils.process_allgather(flags).any(axis=0) if jax.process_count() > 1 else flags
 
 
-def _histories(groups):
-    """For each group and round, a name of all that the round depends on: groups of the same name may share it."""
+def histories(groups: Sequence[Group]) -> dict[str, list[tuple]]:
+    """For each group, by name, and each round, a name of all that the round depends on: groups of the same name may
+    share it."""
     digests = {}  # of arrays, which phases share
 
     def digest(array):

@@ -66,6 +66,7 @@ def test_the_readmes_links_and_flags_exist():
     from experiments.settings import Settings
 
     known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "stream", "nostream"}
+    known |= {"dry_run", "tensorboard", "logdir"}  # the last is TensorBoard's
     known |= {"coordinator", "num_processes", "process_id", "devices_per_lane", "side_by_side"}
     known |= {"checkpoint_seconds", "kills"}
     known |= {"case", "against", "lanes", "cores", "repeats", "seconds"}

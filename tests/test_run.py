@@ -333,6 +333,16 @@ WRONG = [
     ({"experiment": ","}, "--experiment is an empty list"),
     ({"preset": "fast"}, "unknown --preset=fast"),
     ({"dataset": "cifar01"}, "unknown data set 'cifar01'; did you mean 'cifar10'?"),
+    (
+        {"dry_run": True, "coordinator": "auto"},
+        "--dry_run measures this host alone; leave out --coordinator",
+    ),
+    ({"experiment": "Figure 7"}, "unknown --experiment=Figure 7; what the paper shows there is --experiment=online"),
+    ({"experiment": "fig29"}, "what the paper shows there is --experiment=pretraining"),
+    (
+        {"dataset": "CIFAR10"},
+        "'CIFAR10' is no name of a data set; expected one like 'mixture' or 'cifar10'; did you mean 'cifar10'?",
+    ),
     ({"dataset": "../x"}, "is no name of a data set"),
     ({"model": "resnet"}, "unknown --model=resnet; did you mean 'resnet18'?"),
     ({"optimizer": "adan"}, "unknown --optimizer=adan; did you mean 'adam'?"),
@@ -605,8 +615,28 @@ def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
 
 def test_the_list(capsys):
     call(list=True)
-    out = capsys.readouterr().out
-    assert all(name in out for name in registry.EXPERIMENTS)
+    found = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()}
+    assert all(e.paper in found[name] for name, e in registry.EXPERIMENTS.items())
+    assert "36 x 5 x 34, resnet18 on cifar10; 16 to 130 min a cell" in found["online"]  # Figure 15
+    rows = results.read(ROOT / "experiments" / "results" / "early_switch_quick" / "results.csv")
+    rounds = {(row["first_epochs"], row["restart"], row["round"]): row["seconds"] for row in rows}
+    assert f" {sum(rounds.values()):.0f} s, 1 device " in found["early_switch"]  # its cells share no round
+
+
+def test_a_platform_that_is_not_there_gets_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: jax.extend.backend.get_backend("cudo").devices())
+    assert "JAX finds no device for JAX_PLATFORMS=cpu: " in fails(capsys, workdir=str(tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_shared_rounds_and_pools_cost_their_time_once():
+    def row(seed, round_, lanes, seconds, loss):
+        given = {"seed": seed, "round": round_, "lanes": lanes, "seconds": seconds}
+        return {**given, "samples_seen": 100, "validation_loss": loss}
+
+    first = [row(seed, 1, 2, 3.0, 0.5 + seed) for seed in (0, 1)]  # which two cells share
+    second = [row(seed, 2, 4, 8.0, 0.7 + seed + cell) for cell in (0, 10) for seed in (0, 1)]
+    assert results.seconds(first + first + second) == 11.0
 
 
 def test_the_binary_as_a_user_types_it(tmp_path):

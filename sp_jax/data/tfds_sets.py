@@ -81,7 +81,8 @@ def _builder(name, folder):
     import tensorflow_datasets as tfds
 
     if not NAME.fullmatch(name):
-        raise DataError(f"{name!r} is no name of a data set; expected one like 'mixture' or 'cifar10'")
+        hint = f"; did you mean {name.lower()!r}?" if NAME.fullmatch(name.lower()) else ""
+        raise DataError(f"{name!r} is no name of a data set; expected one like 'mixture' or 'cifar10'{hint}")
     try:
         with _quiet_tfds():
             return tfds.builder(name, data_dir=folder)
