@@ -47,7 +47,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop)
     """
     members = {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    watcher = watch.Watcher(job)
+    watcher = watch.Watcher(job, groups)
     store = Store(job.folder / "checkpoints", write=hosts.first(), every=_CHECKPOINT_SECONDS.value)
     if not hosts.first():
         for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):
