@@ -83,7 +83,8 @@ def load(path: str | pathlib.Path, *, like: tuple[chex.ArrayTree, chex.ArrayTree
     """
     try:
         with safe_open(path, framework="np") as file:
-            about, arrays = json.loads(file.metadata()[KEY]), file.get_tensors()
+            about = json.loads(file.metadata()[KEY])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         note = json.loads(about["note"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from None

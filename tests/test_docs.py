@@ -32,6 +32,7 @@ ORDER = [
     "diagnostics",
     "files",
     "checkpoint",
+    "networks",
     "program",
     "engine",
     "streaming",

@@ -188,7 +188,9 @@ def test_batch_statistics_and_words_come_back(tmp_path, settings):
     dataset = data.load(settings.dataset)
     member = grid.Grid(settings).members()[0]
     group = build.Builder({dataset.name: dataset}, {}).group(member, [Phase(settings, 64)])
-    params, batch_stats = jax.tree.map(lambda x: np.stack([x, x + 0.5]), group.phases[0].engine.trainer.model.init(KEY))
+    params, batch_stats = jax.tree.map(
+        lambda x: np.stack([x, x + 0.5]), jax.jit(group.phases[0].engine.trainer.model.init)(KEY)
+    )
     rows = [{"seed": str(i), "round": "1", "restart": "warm_start"} for i in range(2)]
     report, state = (
         RoundResult(0, 1, 64, 0, 0, "fixed", 0.0, 0.0, 0.0, 0.0, 0.0, 2),
