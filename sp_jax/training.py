@@ -190,7 +190,11 @@ def train_step(
 
 
 def at_epoch(hparams: HParams, epoch: chex.Numeric) -> HParams:
-    """The settings of an epoch of a round, counted from 0: where `decay_every` is not 0, η, η/10, η/100 (Figure 32)."""
+    """The settings of an epoch of a round, counted from 0: where `decay_every` is not 0, η, η/10, η/100 (Figure 32).
+
+    >>> [round(float(at_epoch(HParams(decay_every=20), epoch).learning_rate), 7) for epoch in (19, 20, 40, 60)]
+    [0.001, 0.0001, 1e-05, 1e-05]
+    """
     drops = jnp.clip(epoch // jnp.maximum(hparams.decay_every, 1), 0, 2)
     decayed = jnp.where(hparams.decay_every > 0, hparams.learning_rate * 0.1**drops, hparams.learning_rate)
     return hparams.replace(learning_rate=decayed)

@@ -1,6 +1,7 @@
 """What was trained can be had back: any lane and round, bit for bit, on any machine, by any program."""
 
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import safetensors.numpy
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import build, grid, results, run, trained
+from experiments import build, grid, report, results, run, trained
 from experiments.settings import Settings, UsageError
 from experiments.spec import Phase
 from sp_jax import data, networks, sweeps
@@ -28,7 +29,7 @@ def parsed_flags():
 
 
 def call(binary=run, **given):
-    with flagsaver.flagsaver(**given):
+    with flagsaver.flagsaver(**given), mock.patch.object(report, "write", return_value=""):
         binary.main(["tests"])
 
 
@@ -202,7 +203,7 @@ def test_batch_statistics_and_words_come_back(tmp_path, settings):
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(x, y[1]), (net.params, net.batch_stats), (params, batch_stats)
     )
-    assert net.predict(dataset.inputs[:2]).shape == (2, dataset.num_classes)
+    assert jax.eval_shape(net.predict, dataset.inputs[:2]).shape == (2, dataset.num_classes)
 
 
 def test_the_command_lists_and_measures_again(folder, capsys):
