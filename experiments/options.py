@@ -15,7 +15,7 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded samples.
 
 _LISTS = ("restart", "pairs", "shrink", "noise_scale")
 _SIZES = ("hidden", "stage_sizes")
-_ONE = ("seeds", "rounds", "samples_per_round", "curves")  # an experiment has one of these
+_ONE = ("seeds", "rounds", "samples_per_round", "curves", "keep_networks")  # an experiment has one of these
 
 
 def _define(field: dataclasses.Field):

@@ -152,7 +152,18 @@ def _checklist(tested):
 def _setting(experiment, grid):
     """Where the settings of a run are not the paper preset's."""
     paper = resolve(experiment.presets["paper"], {})
-    free = ("dataset", "model", "optimizer", "seeds", "restart", "pairs", "shrink", "noise_scale", "curves")
+    free = (
+        "dataset",
+        "model",
+        "optimizer",
+        "seeds",
+        "restart",
+        "pairs",
+        "shrink",
+        "noise_scale",
+        "curves",
+        "keep_networks",
+    )
     resnet = "resnet18" in grid.values("model")
     names = [name for name in FIELDS if name not in free and (resnet or name not in ("width", "stage_sizes"))]
     words = [

@@ -29,6 +29,7 @@ FLOATS = (
 SIMILARITIES = ("pearson", "cosine", "spearman", "distance")  # more columns, where an experiment measures them
 
 Row = dict[str, Any]
+_KINDS = {**dict.fromkeys(INTEGERS, int), **dict.fromkeys((*FLOATS, *SIMILARITIES), float), "converged": "true".__eq__}
 
 
 def rows(experiment: str, member: Member, varied: Sequence[str], finished: Finished) -> list[Row]:
@@ -141,6 +142,10 @@ class Table:
         """What the file holds now, all of it on the disk."""
         return self._sound
 
+    def missing(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows that the file does not hold yet."""
+        return [row for row in rows if self._key_of(row) not in self._written]
+
     def append(self, new: Sequence[Row]) -> list[Row]:
         """Appends the rows that the file does not hold yet, all or none, and waits until they are on the disk.
 
@@ -150,7 +155,7 @@ class Table:
         Raises:
           UsageError: they cannot be written.
         """
-        new = [row for row in new if self._key_of(row) not in self._written]
+        new = self.missing(new)
         if not new:
             return []
         lines = "".join(_line([row[name] for name in self._columns]) for row in new).encode()
@@ -222,6 +227,15 @@ def read_curves(path: pathlib.Path) -> list[Row]:
       UsageError: it is damaged.
     """
     return _read(path, ("seed", "round", "epoch"), ("value",), lambda row: {}) if path.is_file() else []
+
+
+def parse(row: Row) -> Row:
+    """A row of `results.csv`, or a part of one, numbers as numbers; λ and σ stay the text that was typed.
+
+    Raises:
+      ValueError: a number that is none.
+    """
+    return {name: _KINDS.get(name, str)(value) for name, value in row.items()}
 
 
 def _read(path, integers, floats, more):

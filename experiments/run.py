@@ -76,7 +76,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
     """
     members = {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    watcher = watch.Watcher(job, _board())
+    watcher = watch.Watcher(job, groups, _board())
     store = Store(job.folder / "checkpoints", write=hosts.first(), every=_CHECKPOINT_SECONDS.value)
     if not hosts.first():
         for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):

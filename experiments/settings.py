@@ -19,6 +19,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 RESTARTS = ("warm_start", "random_init", "shrink_perturb", "noise_only", "last_layer", "dash", "fire")
 NOISES = ("gaussian", "fresh")
 TRAINED = ("all", "head", "head_then_all")
+KEPT = ("auto", "all", "last", "none")
 
 LARGEST = 2**31  # what a device counts to
 INFINITE = 3.4e38  # to a device, in single precision
@@ -103,6 +104,9 @@ class Settings:
     max_epochs: int = _flag(1000, "A round ends after so many epochs.")
     epochs: int | None = _flag(None, "Train exactly so many epochs a round instead of to convergence.")
     curves: bool = _flag(False, "Write the accuracies and losses of each epoch into curves.csv; slower.")
+    keep_networks: str = _flag(
+        "auto", f"The networks of which rounds stay in networks/: one of {', '.join(KEPT)}; auto is all up to 1 GiB."
+    )
 
     def __post_init__(self):
         """Raises a `UsageError` for a value that makes no sense."""
@@ -202,6 +206,7 @@ _CHOICES = {
     "optimizer_state": OPTIMIZER_STATES,
     "noise": NOISES,
     "trained": TRAINED,
+    "keep_networks": KEPT,
 }
 _POSITIVE = (
     "width", "learning_rate", "decay_every", "batch_size", "seeds", "samples_per_round", "first_learning_rate",

@@ -2,25 +2,26 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments import results
+from experiments import results, trained
 from experiments.grid import Member
 from experiments.workdir import Job
 from sp_jax import diagnostics, sweeps
 
 
 class Watcher:
-    """Collects what the job asks for and writes `results.csv` and `curves.csv`."""
+    """Collects what the job asks for and writes `results.csv`, `curves.csv` and the networks."""
 
-    def __init__(self, job: Job, board: Callable[..., Any] | None = None):
+    def __init__(self, job: Job, groups: Sequence[sweeps.Group], board: Callable[..., Any] | None = None):
         """Writes nothing yet.
 
         Args:
           job: what is run.
+          groups: all that it trains.
           board: `experiments.events.Board` where that is asked for.
         """
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
@@ -28,6 +29,7 @@ class Watcher:
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms = {}  # trainer -> what measures gradient norms
         self._looks = self._learning or job.experiment.gradient_norms
+        self._keep_networks = trained.which(job.grid.base.keep_networks, groups)
         self._files = {}  # of the host that writes, by name
         self._make_board, self._board = board, None
 
@@ -67,13 +69,18 @@ class Watcher:
         return sweeps.Watch(on_chunk, on_epoch, measure, stop, self.note)
 
     def write(self, member: Member, finished: sweeps.Finished) -> None:
-        """Appends the rows of a finished round, its curves first."""
+        """Appends the rows of a finished round; what belongs to them comes first, so that no row is without."""
         name, round_ = self._experiment.name, finished.results[0].round
         curves = []
         if self._looks:
             found = self._found[finished.owner, round_]
             curves = self._files["curves.csv"].append(results.curve_rows(name, member, self._varied, round_, found))
-        rows = self._files["results.csv"].append(results.rows(name, member, self._varied, finished))
+        rows, table = results.rows(name, member, self._varied, finished), self._files["results.csv"]
+        last = round_ == len(finished.group.phases)
+        if self._keep_networks == "all" or (self._keep_networks == "last" and last):
+            # A row that is there was measured on the network that is there.
+            trained.write(self._folder, member, finished, rows, new=table.missing(rows))
+        rows = table.append(rows)
         if self._board:
             self._board.add_rounds(rows)
             self._board.add_curves(curves)

@@ -16,6 +16,7 @@ from sp_jax import (
     fitting,
     growth,
     models,
+    networks,
     penalties,
     periodic,
     plasticity,
@@ -26,7 +27,7 @@ from sp_jax import (
     transforms,
 )
 from sp_jax.filters import biases, embeddings, kernels, labels, layer, norms, path_matches
-from sp_jax.fitting import fit_rounds, tune_restart
+from sp_jax.fitting import fit_rounds, load_fit, save_fit, tune_restart
 from sp_jax.growth import grow, grown
 from sp_jax.optimizer_state import reset_changed
 from sp_jax.periodic import is_due, periodic_restart, restart_at
@@ -60,8 +61,10 @@ __all__ = [
     "kernels",
     "labels",
     "layer",
+    "load_fit",
     "make_restart",
     "models",
+    "networks",
     "norms",
     "path_matches",
     "penalties",
@@ -73,6 +76,7 @@ __all__ = [
     "reset_changed",
     "restart_at",
     "restarts",
+    "save_fit",
     "shrink",
     "shrink_perturb",
     "streaming",

@@ -75,6 +75,10 @@ def similarity(params: chex.ArrayTree, start: chex.ArrayTree) -> dict[str, chex.
     Returns:
       Scalars: `pearson` (the paper's), `cosine`, `spearman` (Pearson's of the ranks; equal values are ranked in the
       order in which they come) and `distance` (Euclidean, in units of the parameters).
+
+    >>> found = similarity({"w": jnp.array([1.0, 2.0, 3.0])}, {"w": jnp.array([2.0, 4.0, 6.0])})
+    >>> {name: round(float(value), 2) for name, value in found.items()}
+    {'pearson': 1.0, 'cosine': 1.0, 'spearman': 1.0, 'distance': 3.74}
     """
     one, two = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (params, start))
     return {

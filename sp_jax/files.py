@@ -4,16 +4,16 @@ import os
 import pathlib
 
 
-def write_whole(path: pathlib.Path, content: str) -> None:
-    """Writes a text file in place of an older one, and waits until it is on the disk.
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file in place of an older one, and waits until it is on the disk.
 
     Raises:
       OSError: it cannot be written; the older one is as it was.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(content)
+        with open(unfinished, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
     except OSError:

@@ -52,7 +52,7 @@ def matches(where: Callable, path: str, leaf: Any = None) -> bool:
 
 
 def layer(*names: str) -> Filter:
-    """Picks the layers of these names: one part of the path, or several in sequence, is one of them.
+    """Picks the layers of these names: one part of the path, or several in sequence, is one of them (Figure 14).
 
     Args:
       *names: `"head"` for `"head/kernel"`, or `"encoder/dense"` for `"net/encoder/dense/bias"`; never half a part.

@@ -2,6 +2,7 @@
 choose λ and σ (the grid of Figure 8, on the data at hand)."""
 
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sp_jax import growth, models, restarts, sweeps, transforms
+from sp_jax import growth, models, networks, restarts, sweeps, transforms
 from sp_jax.data import samples as checked
 from sp_jax.engine import Engine, check_count, lanes_of
 from sp_jax.training import Convergence, Trainer
@@ -111,6 +112,54 @@ def fit_rounds(
         if validation is None:
             history[-1] = results[0]._replace(validation_accuracy=math.nan, validation_loss=math.nan)
     return Fit(model, jax.tree.map(lambda x: x[0], state), tuple(history), grown)
+
+
+def save_fit(path: str | pathlib.Path, fit: Fit) -> None:
+    """Keeps a fit until the next samples arrive, in one safetensors file, whole or not at all.
+
+    The optimiser's state is left out, since each round draws it anew (Section 2.2).
+
+    Args:
+      path: of the file; its folder is made, an older file is replaced.
+      fit: what `fit_rounds` returned.
+
+    Raises:
+      ValueError: it cannot be written; one line.
+    """
+    _check_since(fit)
+    history = [result._asdict() for result in fit.history]
+    networks.save(path, fit.state.params, fit.state.batch_stats, note={"history": history})
+
+
+def load_fit(path: str | pathlib.Path, inputs: chex.Array, *, network: Any) -> Fit:
+    """The reverse of `save_fit`: what the next `fit_rounds` takes as `since` (Section 2.2).
+
+    Args:
+      path: of the file.
+      inputs: [B, ...] as those of `fit_rounds`, for shape and dtype alone.
+      network: the network of the fit, as it was; `fit_rounds` may then be given a larger one.
+
+    Returns:
+      The `Fit`, its optimiser's state empty.
+
+    Raises:
+      ValueError: no such file, or it is damaged, or holds another network; one line.
+
+    >>> import tempfile
+    >>> from flax import linen as nn
+    >>> x, y = np.eye(4, dtype="float32"), np.arange(4) % 2
+    >>> monday = fit_rounds(0, x, y, network=nn.Dense(2))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "fit.safetensors"
+    >>> save_fit(path, monday)
+    >>> len(load_fit(path, x, network=nn.Dense(2)).history)
+    1
+    """
+    model = models.as_model(network, np.asarray(inputs)[:1])
+    saved = networks.load(path, like=jax.eval_shape(model.init, jax.random.key(0)))
+    if "history" not in saved.note:
+        raise ValueError(f"{path} holds a network but no fit: it was not written by save_fit")
+    history = tuple(RoundResult(**result) for result in saved.note["history"])
+    return Fit(model, TrainState(saved.params, saved.batch_stats, ()), history, {})
 
 
 class Choice(NamedTuple):

@@ -10,6 +10,12 @@ restarts have one signature each, so that they can be swapped:
 `fresh` is a freshly drawn training state: new parameters, statistics of mean 0 and variance 1, an optimiser that has
 seen nothing. The key is consumed; only `gaussian_noise` draws from it.
 
+>>> old, fresh = (TrainState({"w": jnp.full(2, w)}, {}, (jnp.full((), w),)) for w in (1.0, 0.5))  # moments: 1.0, 0.5
+>>> restart = make_restart(shrink_perturb)
+>>> state = restart(jax.random.key(0), old, fresh, shrink=0.6, noise_scale=0.1)
+>>> [round(float(w), 2) for w in state.params["w"]], float(state.opt_state[0])
+([0.65, 0.65], 0.5)
+
 Where data are streamed (`sp_jax.streaming`) a restart says what it looks at, or gets no batches: with an attribute
 `batches`, the first so many, and with `sweep`, all of them in parts (`Sweep`).
 """

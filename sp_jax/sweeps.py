@@ -66,6 +66,7 @@ class Finished(NamedTuple):
     results: list[RoundResult]  # [L]
     owner: str  # the group that trained the round: this one, or one that was the same so far
     measures: dict[str, np.ndarray]  # [L] each: what `Watch.measure` found
+    state: TrainState  # [L, ...] on the host, as the next round's restart finds it
 
     @property
     def trained(self) -> bool:
@@ -130,7 +131,7 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Watch = N
                 pool = _pool(owners.values(), group, round_, finished, watch)
                 finished |= _train(pool, round_, standing, placed, watch)
             states[group.name], results, measures = finished[owner]
-            yield Finished(group, results, owner, measures)
+            yield Finished(group, results, owner, measures, states[group.name])
         if training_now:
             standing.end_round(round_, states)
 

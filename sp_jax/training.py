@@ -1,7 +1,8 @@
 """ONE lane: train step, epoch, round until convergence, evaluation; pure functions that know no model and no data set.
 
-A round is a `while_loop` of epochs inside one program, and an epoch a `fori_loop` of steps. The data stay on the device
-at full size; how many samples have arrived is a traced scalar, so round 1 and round 34 are the same program.
+A round is training to convergence (Section 2.1): a `while_loop` of epochs inside one program; an epoch is a
+`fori_loop` of steps. The data stay on the device at full size; how many samples have arrived is a traced scalar, so
+round 1 and round 34 are the same program.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ EVALUATION_BATCH = 500  # samples at a time
 
 
 def adam(hparams: HParams) -> optax.GradientTransformation:
-    """Adam with PyTorch's defaults and coupled L2: the decay joins the gradient before Adam's moments."""
+    """Adam with PyTorch's defaults (Section 2.2) and coupled L2: the decay joins the gradient before Adam's moments."""
     return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.adam(hparams.learning_rate))
 
 
@@ -189,7 +190,11 @@ def train_step(
 
 
 def at_epoch(hparams: HParams, epoch: chex.Numeric) -> HParams:
-    """The settings of an epoch of a round, counted from 0: where `decay_every` is not 0, η, η/10, η/100 (Figure 32)."""
+    """The settings of an epoch of a round, counted from 0: where `decay_every` is not 0, η, η/10, η/100 (Figure 32).
+
+    >>> [round(float(at_epoch(HParams(decay_every=20), epoch).learning_rate), 7) for epoch in (19, 20, 40, 60)]
+    [0.001, 0.0001, 1e-05, 1e-05]
+    """
     drops = jnp.clip(epoch // jnp.maximum(hparams.decay_every, 1), 0, 2)
     decayed = jnp.where(hparams.decay_every > 0, hparams.learning_rate * 0.1**drops, hparams.learning_rate)
     return hparams.replace(learning_rate=decayed)

@@ -62,8 +62,8 @@ class HParams:
     """What a sweep varies without compiling again: each a scalar, or [L] for lanes."""
 
     learning_rate: chex.Numeric = 1e-3  # η, per step
-    weight_decay: chex.Numeric = 0.0  # coupled L2: added to the gradient, times θ
-    shrink: chex.Numeric = 1.0  # λ in [0, 1]; 1 is the warm start
+    weight_decay: chex.Numeric = 0.0  # coupled L2 (Section 3.3): added to the gradient, times θ
+    shrink: chex.Numeric = 1.0  # λ in [0, 1] (Section 4); 1 is the warm start
     noise_scale: chex.Numeric = 0.0  # σ >= 0; times a freshly drawn network (or N(0, 1))
     penalty_strength: chex.Numeric = 0.0  # β or ε of `sp_jax.penalties`
     method_strength: chex.Numeric = 0.0  # of a method of `sp_jax.plasticity.methods`

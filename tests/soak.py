@@ -73,6 +73,11 @@ def arrays(folder: pathlib.Path) -> list[np.ndarray]:
         return jax.tree.leaves(checkpointer.restore(newest))
 
 
+def networks(folder: pathlib.Path) -> dict[str, bytes]:
+    """The files of all networks that were kept; one that was not written to its end is one too many."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "networks").rglob("*") if p.is_file()}
+
+
 def soak(base: pathlib.Path, kills: int, seed: int, flags: tuple[str, ...] = GRID) -> dict[str, int]:
     """Runs one grid undisturbed, and once more with kills; runs that have ended begin again until there were enough.
 
@@ -86,13 +91,14 @@ def soak(base: pathlib.Path, kills: int, seed: int, flags: tuple[str, ...] = GRI
       Figures: kills, how many of them in the middle of a checkpoint or of a round, runs, rows lost, rows doubled.
 
     Raises:
-      AssertionError: rows or parameters differ from the undisturbed run's, or a process has failed.
+      AssertionError: rows, parameters or networks differ from the undisturbed run's, or a process has failed.
     """
     rng, whole = random.Random(seed), base / "whole"
     process = start(whole, *flags)
     process.join()
     assert process.exitcode == 0, pathlib.Path(f"{whole}.log").read_text()
-    wanted, states = rows(whole), arrays(whole)
+    wanted, states, kept = rows(whole), arrays(whole), networks(whole)
+    assert len(kept) == len(wanted)
     found = dict.fromkeys(("kills", "in a checkpoint", "in a round", "runs", "rows lost", "rows doubled"), 0)
     while found["kills"] < kills:
         found["runs"] += 1
@@ -105,6 +111,7 @@ def soak(base: pathlib.Path, kills: int, seed: int, flags: tuple[str, ...] = GRI
         assert have == wanted, f"{folder} differs from {whole}"
         for one, other in zip(states, arrays(folder), strict=True):
             np.testing.assert_array_equal(one, other)
+        assert networks(folder) == kept, f"the networks in {folder} differ from those in {whole}"
     return found
 
 

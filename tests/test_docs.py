@@ -12,8 +12,10 @@ import re
 import pytest
 
 import sp_jax
+from experiments import api_page
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "experiments" / "docs"
 MODULES = ["sp_jax", *(m.name for m in pkgutil.walk_packages(sp_jax.__path__, "sp_jax."))]
 ORDER = [
     "types",
@@ -32,6 +34,7 @@ ORDER = [
     "diagnostics",
     "files",
     "checkpoint",
+    "networks",
     "program",
     "engine",
     "side_by_side",
@@ -41,7 +44,7 @@ ORDER = [
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [*MODULES, "experiments.api_page"])
 def test_docstring_examples_run(name):
     assert doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS).failed == 0
 
@@ -125,3 +128,62 @@ def test_imports_run_one_way():
         text = "".join(p.read_text() for p in (ROOT / "sp_jax" / leaf).rglob("*.py"))
         used = set(re.findall(r"from sp_jax\.?(\w*) import|from sp_jax import (\w+)", text))
         assert {a or b for a, b in used} <= {leaf, "types", "random"}
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {"api.md": api_page.api(), "paper.md": api_page.paper()}
+
+
+@pytest.mark.parametrize("page", ["api.md", "paper.md"])
+def test_the_pages_from_docstrings_are_current(pages, page):
+    same = (DOCS / page).read_text() == pages[page]
+    assert same, "run: python -m experiments.api_page"
+
+
+def test_every_public_name_is_on_the_api_page(pages):
+    headings = set(re.findall(r"^### (.*)$", pages["api.md"], re.MULTILINE))
+    assert {name for name in PUBLIC if not inspect.ismodule(pydoc.locate(name))} <= headings
+    assert {f"sp_jax.{name}" for name in sp_jax.__all__ if inspect.ismodule(getattr(sp_jax, name))} <= set(
+        re.findall(r"^## (.*)$", pages["api.md"], re.MULTILINE)
+    )
+
+
+def test_the_index_leads_from_every_table_and_figure_to_an_experiment(pages):
+    rows = re.findall(r"^\| ((?:Table|Figure) \d+) \| (.*?) \|", pages["paper.md"], re.MULTILINE)
+    assert len(rows) == 5 + 33
+    for item, experiments in rows:
+        assert "`" in experiments, item
+    for item in re.findall(r"^\| ((?:Section|Proposition) [^|]*) \|  \|  \|$", pages["paper.md"], re.MULTILINE):
+        pytest.fail(f"{item} has neither an experiment nor code")
+
+
+SUBJECT = (
+    "transforms",
+    "restarts",
+    "penalties",
+    "diagnostics",
+    "training",
+    "models.ResNet",
+    "models.MLP",
+    "models.BiRNN",
+)
+
+
+def test_what_the_paper_is_about_names_its_place_there():
+    places = {name.name: name for name in api_page.names()}
+    checked = [n for n in places.values() if f"{n.room}.{n.name}".startswith(tuple(f"sp_jax.{s}" for s in SUBJECT))]
+    assert len(checked) > 30
+    for name in checked:
+        assert name.paper, name.name
+
+
+def test_links_between_the_pages_lead_somewhere(pages):
+    for page in DOCS.glob("*.md"):
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                assert anchor in {h.lower().replace(".", "") for h in headings}, f"{page.name}: {link}"

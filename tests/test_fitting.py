@@ -286,3 +286,24 @@ def test_a_grid_is_checked_before_anything_runs():
     for grid, message in (([], "at least one pair"), ([(2.0, 0.1)], "shrink"), ([(0.5, -1.0)], "noise_scale")):
         with pytest.raises(ValueError, match=message):
             sp_jax.tune_restart(0, X, Y, before, network=Net(), validation=HELD, grid=grid)
+
+
+def test_a_fit_that_was_saved_goes_on_as_if_it_had_stayed(tmp_path):
+    """Statistics and random streams included."""
+    path, how = tmp_path / "days" / "monday.safetensors", {"network": Dropped, "convergence": FEW, "validation": HELD}
+    monday = sp_jax.fit_rounds(0, X[:100], Y[:100], **how)
+    sp_jax.save_fit(path, monday)
+    again = sp_jax.load_fit(path, X, network=Dropped)
+    np.testing.assert_array_equal(again.predict(X), monday.predict(X))
+    tuesday, other = (sp_jax.fit_rounds(0, X[:150], Y[:150], since=each, **how) for each in (monday, again))
+    np.testing.assert_array_equal(other.predict(X), tuesday.predict(X))
+    assert [day._replace(seconds=0) for day in other.history] == [day._replace(seconds=0) for day in tuesday.history]
+    with pytest.raises(
+        ValueError, match=r"is another one: params/Dense_0/bias is missing, the model's is float32\[3\]"
+    ):
+        sp_jax.load_fit(path, X, network=Net())
+    sp_jax.networks.save(path, sp_jax.models.as_model(Net(), X).init(jax.random.key(0))[0])
+    with pytest.raises(ValueError, match="holds a network but no fit"):
+        sp_jax.load_fit(path, X, network=Net())
+    with pytest.raises(ValueError, match="there is no network"):
+        sp_jax.load_fit(tmp_path / "none.safetensors", X, network=Net())

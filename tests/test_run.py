@@ -558,7 +558,7 @@ def test_time_left_counts_what_is_left():
     visible = dict.fromkeys(("warm", "fresh"), (100, 200, 300))
     reporter = progress.Reporter({"warm": 3, "fresh": 2}, visible, {"fresh": "random init"}, stream)
     result = RoundResult(0, 3, 300, 10, 3000, "threshold", 1.0, 0.0, 0.5, 1.0, 60.0, 1)
-    finished = sweeps.Finished(sweeps.Group("fresh", ()), [result], "fresh", {})
+    finished = sweeps.Finished(sweeps.Group("fresh", ()), [result], "fresh", {}, None)
     reporter.finished(finished)
     assert "left" not in stream.getvalue()
     reporter = progress.Reporter({"warm": 2, "fresh": 2}, visible, {"fresh": "random init"}, stream)

@@ -1,4 +1,4 @@
-"""Pre-training on another data set (Section 4.2, Figures 9 and 27 to 31).
+"""Pre-training on another data set (Sections 4.2 and 8.2.7, Figures 9 and 27 to 31).
 
 The paper: ResNet-18, Adam 0.001, pairs of CIFAR-10, SVHN and CIFAR-100, a fraction of the target; shrink-perturb
 (0.3, 1e-4) and, at σ in {1e-5, …, 1e-1}, several λ (0.3, 0.6, 0.9 here). Any two sets of one image shape: `--source`,

@@ -1,4 +1,12 @@
-"""Data sets by name, and how their samples arrive."""
+"""Data sets by name, and how their samples arrive.
+
+>>> found = load("mixture")
+>>> found.inputs.shape, found.num_classes
+((6000, 8, 8, 1), 10)
+>>> order, validation = arrival.split(0, len(found.labels))  # of seed 0
+>>> len(order), len(validation), arrival.online(len(order), 1_500)
+(4000, 2000, (1500, 3000, 4000))
+"""
 
 from sp_jax.data import arrival, cache, samples
 from sp_jax.data.errors import DataError

@@ -8,7 +8,7 @@ from sp_jax.random import Purpose, key_for
 
 
 def num_training(num_samples: int) -> int:
-    """How many samples are fitted: two thirds, rounded down; the others validate (CIFAR-10: 33,333 of 50,000)."""
+    """How many samples are fitted (Section 2.1): two thirds, rounded down (CIFAR-10: 33,333 of 50,000)."""
     return 2 * num_samples // 3
 
 

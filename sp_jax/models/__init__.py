@@ -1,4 +1,12 @@
-"""Networks of the paper, and the two functions that training needs of any network."""
+"""Networks of the paper, and the two functions that training needs of any network.
+
+>>> import jax, jax.numpy as jnp
+>>> model = from_module(MLP(10, hidden=(100,)), jnp.ones((1, 8, 8, 1)))
+>>> params, batch_stats = model.init(jax.random.key(0))
+>>> logits, _ = model.apply(params, batch_stats, jnp.ones((3, 8, 8, 1)), None, False)
+>>> logits.shape, batch_stats
+((3, 10), {})
+"""
 
 from sp_jax.models.adapters import as_model, check_logits, from_functions, from_module, from_nnx
 from sp_jax.models.birnn import BiRNN
