@@ -82,6 +82,7 @@ GROUPS: Mapping[str, Mapping[str, Entry]] = {
         "resume": Entry(),
         "checkpoint_seconds": Entry("seconds"),
         "curves": Entry(),
+        "keep_networks": Entry(),
         "tensorboard": Entry(),
     },
     "speed and devices": {
