@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import build, check, cli, hosts, options, progress, registry, report, settings, stop, watch, workdir
+from experiments import (
+    build, check, cli, hosts, options, progress, registry, repeats, report, settings, stop, watch, workdir,
+)  # fmt: skip
 from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
 
@@ -59,7 +61,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], stopping: stop.Stop)
         print(f"the run in {job.folder} is complete: {job.folder / 'report.md'}", flush=True)
         return
     datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
-    workdir.write_config(job, visible, datasets)
+    repeats.say(workdir.write_config(job, visible, datasets, _DEVICES_PER_LANE.value), store)
     watcher.open(store.note().get("watch", {}))
     with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
@@ -88,9 +90,12 @@ def main(argv: Sequence[str]) -> None:
         except Exception as error:
             hosts.await_verdict(error)
             raise
-        except KeyboardInterrupt:
-            several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
-            print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
+        except KeyboardInterrupt as end:
+            stopped, how = "stopped", stop.command(base, [job.experiment.name for job in jobs])
+            if isinstance(end, sweeps.Stopped):
+                stopped += "" if stopping.signal else ", as another host was"
+                hosts.wait("the first has saved all")
+            print(f"{stopped}; go on with: {how}", file=sys.stderr)
             hosts.leave(128 + (stopping.signal or signal.SIGINT))
 
 
