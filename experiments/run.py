@@ -16,7 +16,19 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import (
-    build, check, cli, hosts, options, progress, registry, repeats, report, settings, stop, watch, workdir,
+    build,
+    check,
+    cli,
+    hosts,
+    options,
+    progress,
+    registry,
+    repeats,
+    report,
+    settings,
+    stop,
+    watch,
+    workdir,
 )  # fmt: skip
 from sp_jax import checkpoint, data, sweeps
 from sp_jax.checkpoint import Store
