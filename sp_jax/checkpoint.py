@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import re
 import shutil
@@ -23,6 +24,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that decide wha
 MANIFEST = "manifest"  # a checksum and a line of JSON
 SECONDS = 180.0  # between two checkpoints in the middle of a round
 LEAST_WORK = 50  # times as long as the last checkpoint took, at least, until the next one: 2 % of the time at most
+LARGE = 2**20  # bytes: a leaf that is saved as an array of its own
 KEPT = 2  # of each kind: where the newest is damaged there is another
 
 logger = logging.getLogger("sp_jax")
@@ -86,7 +88,7 @@ class Store:
         path, unfinished = self._path(point), self._folder / ".unfinished"
         try:
             self._clear()
-            self._checkpointer.save(unfinished, {name: _numbered(tree) for name, tree in trees.items()})
+            self._checkpointer.save(unfinished, {name: _packed(tree) for name, tree in trees.items()})
             self._checkpointer.wait_until_finished()
             about = {"format": FORMAT, "versions": _versions(), "note": note, "files": _checksums(unfinished)}
             about["leaves"] = {name: _describe(tree) for name, tree in trees.items()}
@@ -144,7 +146,7 @@ class Store:
                     f"not {want.get(leaf, 'there')}); go on with what wrote it ({written}), or begin in another folder"
                 )
         found = self._checkpointer.restore(path)
-        return {name: _unnumbered(found.get(name, {}), tree) for name, tree in like.items()}
+        return {name: _unpacked(found.get(name, {}), tree) for name, tree in like.items()}
 
     def _find(self):
         sound, damaged = [], {}
@@ -223,14 +225,24 @@ def _versions():
     return {package: metadata.version(package) for package in PACKAGES}
 
 
-def _numbered(tree):
-    """Leaves by their place; those without elements, which Orbax does not save, left out."""
-    return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree)) if x.size}
+def _packed(tree):
+    """Large leaves by their place, all small ones as one string of bytes: each array that is saved costs time, and in
+    TensorStore 0.1.86, whose `Spec.to_json` never frees its strings, a little memory too."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(tree)]
+    small = b"".join(x.tobytes() for x in leaves if x.nbytes < LARGE)
+    packed = {str(i): x for i, x in enumerate(leaves) if x.nbytes >= LARGE}
+    return packed | ({"small": np.frombuffer(small, np.uint8)} if small else {})
 
 
-def _unnumbered(leaves, like):
-    each, structure = jax.tree.flatten(like)
-    return structure.unflatten(np.asarray(leaves.get(str(i), np.zeros(x.shape, x.dtype))) for i, x in enumerate(each))
+def _unpacked(found, like):
+    leaves, structure = jax.tree.flatten(like)
+    small, offset, unpacked = bytes(found.get("small", b"")), 0, []
+    for i, x in enumerate(leaves):
+        size = math.prod(x.shape) * x.dtype.itemsize
+        packed = size < LARGE
+        unpacked.append(np.ndarray(x.shape, x.dtype, small, offset) if packed else np.asarray(found[str(i)]))
+        offset += size * packed
+    return structure.unflatten(unpacked)
 
 
 def _describe(tree):
