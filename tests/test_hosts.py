@@ -3,6 +3,7 @@
 import csv
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,26 @@ def test_a_lost_host_ends_the_others_and_resume_goes_on(alone, tmp_path, port, c
     assert "Traceback" not in err
     assert len(read(folder)) == 3
     call(workdir=str(folder), resume=True, devices_per_lane=2)  # one process, on other devices
+    check_equal(folder, alone)
+
+
+def test_a_signal_at_one_host_stops_all_at_the_same_point_and_resume_goes_on(alone, tmp_path, port):
+    folder = tmp_path / "run"
+    hosts = [start(folder, port, i) for i in range(2)]
+    while hosts[0].poll() is None and not (folder / "checkpoints").is_dir():  # after the first round
+        time.sleep(0.02)
+    hosts[1].terminate()
+    said = [host.communicate(timeout=60)[1].splitlines() for host in hosts]
+    assert [host.returncode for host in hosts] == [128 + signal.SIGINT, 128 + signal.SIGTERM], said
+    how = f"go on with: python -m experiments.run --resume --workdir={folder} --coordinator=localhost:{port}"
+    assert said[0][-1] == f"stopped, as another host was; {how} --num_processes=2 --process_id=0"
+    assert said[1] == [
+        "",
+        "stopping at the next safe point; once more ends at once",
+        f"stopped; {how} --num_processes=2 --process_id=1",
+    ]
+    assert "1.1" in os.listdir(folder / "checkpoints")  # in the middle of the second round
+    call(workdir=str(folder), resume=True, devices_per_lane=2)
     check_equal(folder, alone)
 
 
