@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -17,6 +18,10 @@ from experiments import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = {"model": "logistic", "seeds": 3, "rounds": 2, "max_epochs": 3, "restart": "shrink_perturb", "pairs": "0.6:0.01"}
+ENVIRONMENT = {  # one device each; compiled as the tests' own process has it
+    "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+}  # fmt: skip
 MEASURED = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
@@ -43,7 +48,7 @@ def start(folder, port, process_id, **given):
     command = [sys.executable, "-m", "experiments.run", f"--process_id={process_id}"]
     return subprocess.Popen(
         [*command, *(f"--{name}={value}" for name, value in given.items())],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | ENVIRONMENT,
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
