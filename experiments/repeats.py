@@ -70,7 +70,7 @@ def say(config: Mapping[str, Any], store: Store) -> None:
         return
     else:
         where = "beginning"
-    logger.info("%s: a run that is not disturbed has the same rows %s", where, promise(config))
+    logger.info("%s: the rows repeat an undisturbed run's %s", where, promise(config))
 
 
 def _processor():

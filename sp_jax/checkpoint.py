@@ -1,9 +1,11 @@
 """Save and restore where a run stands (Orbax), with a checksum of every file; the newest sound state is what counts."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -61,7 +63,7 @@ class Store:
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"store_{own}"
         )
         options = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
-        self._checkpointer = ocp.StandardCheckpointer(**options)
+        self._checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint in the middle of a round."""
@@ -88,8 +90,9 @@ class Store:
         path, unfinished = self._path(point), self._folder / ".unfinished"
         try:
             self._clear()
-            self._checkpointer.save(unfinished, {name: _packed(tree) for name, tree in trees.items()})
-            self._checkpointer.wait_until_finished()
+            packed = {name: _packed(tree) for name, tree in trees.items()}
+            with _without_words():
+                self._checkpointer.save(unfinished, args=ocp.args.StandardSave(packed))
             about = {"format": FORMAT, "versions": _versions(), "note": note, "files": _checksums(unfinished)}
             about["leaves"] = {name: _describe(tree) for name, tree in trees.items()}
             text = json.dumps(about)
@@ -145,7 +148,7 @@ class Store:
                     f"the checkpoint {path} does not fit this program ({name}: {leaf} is {have.get(leaf, 'missing')}, "
                     f"not {want.get(leaf, 'there')}); go on with what wrote it ({written}), or begin in another folder"
                 )
-        found = self._checkpointer.restore(path)
+        found = self._checkpointer.restore(path, args=ocp.args.StandardRestore())
         return {name: _unpacked(found.get(name, {}), tree) for name, tree in like.items()}
 
     def _find(self):
@@ -256,5 +259,19 @@ def _checksums(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@contextlib.contextmanager
+def _without_words():
+    """Orbax's threads log the traceback of what is raised anyway."""
+    absl = logging.getLogger("absl")
+    absl.disabled, before = True, absl.disabled
+    try:
+        yield
+    finally:
+        absl.disabled = before
+
+
 def _reason(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """In a few words."""
+    of_system = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's
+    number = int(of_system[1]) if of_system else getattr(error, "errno", None)
+    return os.strerror(number) if number else (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,10 +1,12 @@
 """Whatever happens to a run: killed, stopped, started twice, out of room, damaged. Nothing reported is lost."""
 
+import ctypes
 import json
 import logging
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -85,7 +87,7 @@ def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
     call(workdir=str(folder), resume=True)
     assert soak.rows(folder) == soak.rows(whole)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("sp_jax")]
-    assert said == ["going on in round 1: a run that is not disturbed has the same rows bit for bit"]
+    assert said == ["going on in round 1: the rows repeat an undisturbed run's bit for bit"]
 
 
 def impatient(folder, given, log):
@@ -166,6 +168,45 @@ def test_out_of_room_a_run_says_so_and_goes_on_when_there_is_some(whole, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert line.startswith("error: cannot write ")
     call(workdir=str(folder), resume=True, **TINY)
+    assert soak.rows(folder) == soak.rows(whole)
+
+
+NO_NAMESPACES = 77
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
+
+
+def on_a_small_disk(folder, given, log):
+    """A process of a run on a file system of its own, which is full at first, and has room later."""
+    libc, owner = ctypes.CDLL(None), (os.getuid(), os.getgid())
+    pathlib.Path(folder).mkdir()
+    if libc.unshare(NEW_USER | NEW_MOUNTS):
+        sys.exit(NO_NAMESPACES)
+    for name, text in zip(("setgroups", "uid_map", "gid_map"), ("deny", *(f"0 {i} 1" for i in owner)), strict=True):
+        pathlib.Path("/proc/self", name).write_text(text)
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=600k"):
+        sys.exit(NO_NAMESPACES)
+    fill = pathlib.Path(folder) / "fill"
+    fill.write_bytes(b"0" * 500 * 1024)
+    try:
+        soak.child(folder, given, log)
+    except SystemExit as end:
+        assert end.code == 2  # noqa: PT017
+        fill.unlink()
+        run.main(["tests"])
+    shutil.copy(pathlib.Path(folder) / "results.csv", f"{folder}.csv")
+
+
+def test_on_a_full_disk_a_run_says_so_and_goes_on_when_there_is_room(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = soak.start(folder, *(f"--{name}={value}" for name, value in TINY.items()), target=on_a_small_disk)
+    process.join()
+    if process.exitcode == NO_NAMESPACES:
+        pytest.skip("no file system may be mounted here, even in a namespace of its own")
+    said = pathlib.Path(f"{folder}.log").read_text()
+    assert "(No space left on device); those before are as they were: make room, then go on with --resume" in said
+    assert "Traceback" not in said
+    assert process.exitcode == 0
+    (tmp_path / "run.csv").rename(folder / "results.csv")
     assert soak.rows(folder) == soak.rows(whole)
 
 
