@@ -57,7 +57,7 @@ class Store:
         """
         self._folder, self._write, self._every = pathlib.Path(folder).absolute(), write, every
         self._saved, self._took = time.monotonic(), 0.0
-        self._newest = None  # what `resume` has found
+        self._newest = None  # what `resume` has found, or was saved since
         own = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"store_{own}"
@@ -82,12 +82,11 @@ class Store:
         """
         if not self._write:
             return
-        start, points = time.monotonic(), self._points()
-        number = max((number for number, part in points if part == 0), default=0)
-        point = (
-            (number, 1 + max(part for n, part in [*points, (number, 0)] if n == number)) if midway else (number + 1, 0)
-        )
-        path, unfinished = self._path(point), self._folder / ".unfinished"
+        start, points, (whole, _) = time.monotonic(), self._points(), self.resume()
+        number = whole.number if whole else 0  # a damaged one after it gives way
+        parts = [part for n, part in points if n == number]
+        point = Point(number, 1 + max(parts, default=0), note) if midway else Point(number + 1, 0, note)
+        path, unfinished = self._path(point[:2]), self._folder / ".unfinished"
         try:
             self._clear()
             packed = {name: _packed(tree) for name, tree in trees.items()}
@@ -106,8 +105,8 @@ class Store:
             raise CheckpointError(
                 f"{what}; those before are as they were: make room, then go on with --resume"
             ) from error
-        self._newest = None
-        self._prune([*points, point])
+        self._newest = (whole, point) if midway else (point, None)
+        self._prune({*points, point[:2]}, point.number)
         self._saved = time.monotonic()
         self._took = self._saved - start
 
@@ -206,11 +205,11 @@ class Store:
         number, part = point
         return self._folder / (f"{number}.{part}" if part else str(number))
 
-    def _prune(self, points):
+    def _prune(self, points, number):
+        """Deletes all but the newest, and of the middles of rounds those of the newest round; `number` were saved."""
         whole = sorted((p for p in points if p[1] == 0), reverse=True)[:KEPT]
-        number = whole[0][0] if whole else 0
         parts = sorted((p for p in points if p[0] == number and p[1]), reverse=True)[:KEPT]
-        for point in {*points} - {*whole, *parts}:
+        for point in points - {*whole, *parts}:
             shutil.rmtree(self._path(point), ignore_errors=True)
 
     def _clear(self):
