@@ -37,7 +37,8 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        print(f"error: cannot write {error.filename or 'a file'} ({error.strerror})", file=sys.stderr)
+        what = f"cannot write {error.filename or 'a file'} ({error.strerror})"
+        print(f"error: {what}; what was there is as it was: make room, then go on (a run: --resume)", file=sys.stderr)
         sys.exit(2)
 
 

@@ -27,6 +27,7 @@ from experiments import (
     listing,
     options,
     progress,
+    repeats,
     report,
     settings,
     stop,
@@ -88,7 +89,8 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
         print(f"the run in {job.folder} is complete: {job.folder / 'report.md'}", flush=True)
         return
     datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
-    workdir.write_config(job, visible, datasets, side_by_side)
+    per_lane = _DEVICES_PER_LANE.value
+    repeats.say(workdir.write_config(job, visible, datasets, side_by_side, per_lane), store)
     watcher.open(store.note().get("watch", {}))
     with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
@@ -132,11 +134,14 @@ def main(argv: Sequence[str]) -> None:
         except Exception as error:
             hosts.await_verdict(error)
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
             if _DRY_RUN.value:
                 sys.exit(128 + signal.SIGINT)
-            several = f" --experiment={','.join(job.experiment.name for job in jobs)}" if len(jobs) > 1 else ""
-            print(f"stopped; go on with: python -m experiments.run --resume --workdir={base}{several}", file=sys.stderr)
+            stopped, how = "stopped", stop.command(base, [job.experiment.name for job in jobs])
+            if isinstance(end, sweeps.Stopped):
+                stopped += "" if stopping.signal else ", as another host was"
+                hosts.wait("the first has saved all")
+            print(f"{stopped}; go on with: {how}", file=sys.stderr)
             hosts.leave(128 + (stopping.signal or signal.SIGINT))
 
 

@@ -1,8 +1,20 @@
 """Ctrl-C and SIGTERM: the first stops at the next safe point, a second one at once."""
 
+import contextlib
+import pathlib
+import shlex
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+
+from absl import flags
+
+# Flags of a process, which no config.json keeps.
+PROCESS = (
+    "data_dir", "cache_dir", "devices_per_lane", "stream", "checkpoint_seconds", "coordinator", "num_processes",
+    "process_id",
+)  # fmt: skip
 
 
 class Stop:
@@ -32,4 +44,18 @@ class Stop:
         self.signal = number
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)  # what is half written then is dropped by --resume
-        print("\nstopping at the next safe point; once more ends at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError, OSError):  # it may have interrupted another print; or nobody listens
+            print("\nstopping at the next safe point; once more ends at once", file=sys.stderr, flush=True)
+
+
+def command(base: pathlib.Path, names: Sequence[str]) -> str:
+    """The command that goes on with a run.
+
+    Args:
+      base: its folder.
+      names: of its experiments.
+    """
+    several = [f"--experiment={','.join(names)}"] if len(names) > 1 else []
+    given = [flags.FLAGS[name] for name in PROCESS]
+    given = [flag.serialize() for flag in given if flag.value != flag.default]
+    return shlex.join(["python", "-m", "experiments.run", "--resume", f"--workdir={base}", *several, *given])

@@ -9,22 +9,16 @@ import json
 import os
 import pathlib
 import platform
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
-import jax
-
-from experiments import registry
+from experiments import registry, repeats
 from experiments.grid import Grid, Product, resolve, several
 from experiments.settings import FIELDS, UsageError
 from experiments.spec import Experiment
 from sp_jax.data import folders
 from sp_jax.files import write_whole
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
 class Job(NamedTuple):
@@ -108,8 +102,12 @@ def side_by_side(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def write_config(
-    job: Job, visible: Mapping[str, Sequence[int]], samples: Mapping[str, int], side_by_side: Sequence[int] = ()
-) -> None:
+    job: Job,
+    visible: Mapping[str, Sequence[int]],
+    samples: Mapping[str, int],
+    side_by_side: Sequence[int] = (),
+    devices_per_lane: int = 1,
+) -> dict[str, Any]:
     """Makes the folder and writes every setting, the versions and the device into its `config.json`.
 
     The command and versions of a resumed run are added to those that began it.
@@ -119,17 +117,15 @@ def write_config(
       visible: for each member of the grid, how many samples have arrived in each of its rounds.
       samples: how many its data sets have.
       side_by_side: how many lanes each of its engines trains at once.
+      devices_per_lane: over how many devices each batch is spread.
+
+    Returns:
+      What was written.
 
     Raises:
       UsageError: the folder holds a run of data sets of other sizes, or cannot be written.
     """
-    devices = jax.devices()
-    started = {
-        "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+    started = repeats.start(devices_per_lane)
     saved = _read_config(job.folder) or {}
     for name, count in samples.items():
         if saved.get("samples", {}).get(name, count) != count:
@@ -153,6 +149,7 @@ def write_config(
         write_whole(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write into {job.folder} ({error.strerror}); choose another --workdir") from None
+    return config
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -274,10 +271,3 @@ def _resumed(folder, name, config, asked):
     if rounds is not None and rounds < planned:
         raise UsageError(f"--resume: the run in {folder} has {planned} rounds; --rounds may only ask for more")
     return grid._replace(base=dataclasses.replace(grid.base, rounds=rounds))
-
-
-def _version(package):
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,8 +1,11 @@
 """Save and restore where a run stands (Orbax), with a checksum of every file; the newest sound state is what counts."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
+import os
 import pathlib
 import re
 import shutil
@@ -23,6 +26,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that decide wha
 MANIFEST = "manifest"  # a checksum and a line of JSON
 SECONDS = 180.0  # between two checkpoints in the middle of a round
 LEAST_WORK = 50  # times as long as the last checkpoint took, at least, until the next one: 2 % of the time at most
+LARGE = 2**20  # bytes: a leaf that is saved as an array of its own
 KEPT = 2  # of each kind: where the newest is damaged there is another
 
 logger = logging.getLogger("sp_jax")
@@ -53,13 +57,13 @@ class Store:
         """
         self._folder, self._write, self._every = pathlib.Path(folder).absolute(), write, every
         self._saved, self._took = time.monotonic(), 0.0
-        self._newest = None  # what `resume` has found
+        self._newest = None  # what `resume` has found, or was saved since
         own = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"store_{own}"
         )
         options = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
-        self._checkpointer = ocp.StandardCheckpointer(**options)
+        self._checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint in the middle of a round."""
@@ -78,16 +82,16 @@ class Store:
         """
         if not self._write:
             return
-        start, points = time.monotonic(), self._points()
-        number = max((number for number, part in points if part == 0), default=0)
-        point = (
-            (number, 1 + max(part for n, part in [*points, (number, 0)] if n == number)) if midway else (number + 1, 0)
-        )
-        path, unfinished = self._path(point), self._folder / ".unfinished"
+        start, points, (whole, _) = time.monotonic(), self._points(), self.resume()
+        number = whole.number if whole else 0  # a damaged one after it gives way
+        parts = [part for n, part in points if n == number]
+        point = Point(number, 1 + max(parts, default=0), note) if midway else Point(number + 1, 0, note)
+        path, unfinished = self._path(point[:2]), self._folder / ".unfinished"
         try:
             self._clear()
-            self._checkpointer.save(unfinished, {name: _numbered(tree) for name, tree in trees.items()})
-            self._checkpointer.wait_until_finished()
+            packed = {name: _packed(tree) for name, tree in trees.items()}
+            with _without_words():
+                self._checkpointer.save(unfinished, args=ocp.args.StandardSave(packed))
             about = {"format": FORMAT, "versions": _versions(), "note": note, "files": _checksums(unfinished)}
             about["leaves"] = {name: _describe(tree) for name, tree in trees.items()}
             text = json.dumps(about)
@@ -101,8 +105,8 @@ class Store:
             raise CheckpointError(
                 f"{what}; those before are as they were: make room, then go on with --resume"
             ) from error
-        self._newest = None
-        self._prune([*points, point])
+        self._newest = (whole, point) if midway else (point, None)
+        self._prune({*points, point[:2]}, point.number)
         self._saved = time.monotonic()
         self._took = self._saved - start
 
@@ -143,8 +147,8 @@ class Store:
                     f"the checkpoint {path} does not fit this program ({name}: {leaf} is {have.get(leaf, 'missing')}, "
                     f"not {want.get(leaf, 'there')}); go on with what wrote it ({written}), or begin in another folder"
                 )
-        found = self._checkpointer.restore(path)
-        return {name: _unnumbered(found.get(name, {}), tree) for name, tree in like.items()}
+        found = self._checkpointer.restore(path, args=ocp.args.StandardRestore())
+        return {name: _unpacked(found.get(name, {}), tree) for name, tree in like.items()}
 
     def _find(self):
         sound, damaged = [], {}
@@ -201,11 +205,11 @@ class Store:
         number, part = point
         return self._folder / (f"{number}.{part}" if part else str(number))
 
-    def _prune(self, points):
+    def _prune(self, points, number):
+        """Deletes all but the newest, and of the middles of rounds those of the newest round; `number` were saved."""
         whole = sorted((p for p in points if p[1] == 0), reverse=True)[:KEPT]
-        number = whole[0][0] if whole else 0
         parts = sorted((p for p in points if p[0] == number and p[1]), reverse=True)[:KEPT]
-        for point in {*points} - {*whole, *parts}:
+        for point in points - {*whole, *parts}:
             shutil.rmtree(self._path(point), ignore_errors=True)
 
     def _clear(self):
@@ -223,14 +227,24 @@ def _versions():
     return {package: metadata.version(package) for package in PACKAGES}
 
 
-def _numbered(tree):
-    """Leaves by their place; those without elements, which Orbax does not save, left out."""
-    return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree)) if x.size}
+def _packed(tree):
+    """Large leaves by their place, all small ones as one string of bytes: each array that is saved costs time, and in
+    TensorStore 0.1.86, whose `Spec.to_json` never frees its strings, a little memory too."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(tree)]
+    small = b"".join(x.tobytes() for x in leaves if x.nbytes < LARGE)
+    packed = {str(i): x for i, x in enumerate(leaves) if x.nbytes >= LARGE}
+    return packed | ({"small": np.frombuffer(small, np.uint8)} if small else {})
 
 
-def _unnumbered(leaves, like):
-    each, structure = jax.tree.flatten(like)
-    return structure.unflatten(np.asarray(leaves.get(str(i), np.zeros(x.shape, x.dtype))) for i, x in enumerate(each))
+def _unpacked(found, like):
+    leaves, structure = jax.tree.flatten(like)
+    small, offset, unpacked = bytes(found.get("small", b"")), 0, []
+    for i, x in enumerate(leaves):
+        size = math.prod(x.shape) * x.dtype.itemsize
+        packed = size < LARGE
+        unpacked.append(np.ndarray(x.shape, x.dtype, small, offset) if packed else np.asarray(found[str(i)]))
+        offset += size * packed
+    return structure.unflatten(unpacked)
 
 
 def _describe(tree):
@@ -244,5 +258,19 @@ def _checksums(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@contextlib.contextmanager
+def _without_words():
+    """Orbax's threads log the traceback of what is raised anyway."""
+    absl = logging.getLogger("absl")
+    absl.disabled, before = True, absl.disabled
+    try:
+        yield
+    finally:
+        absl.disabled = before
+
+
 def _reason(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """In a few words."""
+    of_system = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's
+    number = int(of_system[1]) if of_system else getattr(error, "errno", None)
+    return os.strerror(number) if number else (str(error).strip() or type(error).__name__).splitlines()[0]

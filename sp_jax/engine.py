@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sp_jax import restarts, training
+from sp_jax.checkpoint import CheckpointError
 from sp_jax.data import arrival, samples
 from sp_jax.models import check_logits
 from sp_jax.plasticity.methods import check_method
@@ -77,6 +78,8 @@ def _split(seeds, num_samples):
 
 class Engine:
     """The programs of one static configuration (model, data, optimiser, batch size) on some devices."""
+
+    goes_on_in_epochs = False  # with a round that was left in the middle of an epoch
 
     def __init__(
         self,
@@ -244,45 +247,63 @@ class Engine:
 
         Returns:
           The progress, no lane `RUNNING`.
+
+        Raises:
+          CheckpointError: the round was left in the middle of an epoch, which `StreamedEngine` alone goes on with.
         """
         home, active = np.arange(self._slots), to_host(lanes.active)  # where each slot's lane belongs
-        trained, running = to_host(progress.epoch), active & (to_host(progress.stop_reason) == StopReason.RUNNING)
+        before, running = self._summary(progress), active & (to_host(progress.stop_reason) == StopReason.RUNNING)
+        if before.samples.any() and not self.goes_on_in_epochs:
+            raise CheckpointError("the round was left in the middle of an epoch of a stream: go on with --stream")
         while True:
-            if on_epoch:
+            if on_epoch and not before.samples.any():
                 on_epoch(progress)
-            limit = trained.max() + (1 if on_epoch else self._epochs(max(1, running.sum()) * num_visible))
-            start, compiled = time.monotonic(), self.compile_seconds
-            progress = self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(limit))
-            summary = jax.tree.map(to_host, progress.replace(state=None))
-            seconds = time.monotonic() - start - (self.compile_seconds - compiled)
-            epochs = summary.epoch - trained
-            self._rate = epochs.sum() * num_visible / max(seconds, 1e-9)
-            self._count(epochs)
-            trained, running = summary.epoch, (summary.stop_reason == StopReason.RUNNING) & active[home]
-            if on_chunk:
-                home_order = partial(_at_home, home)
-                on_chunk(home_order(summary), partial(home_order, progress))
+            limit = before.epoch.max() + (1 if on_epoch else self._fill(max(1, running.sum()) * num_visible))
+            start, chunks = self._clock(), self._chunks(lanes, progress, round_, num_visible, limit)
+            for progress in chunks:
+                summary = self._summary(progress)
+                self._book(before, summary, num_visible, self._clock() - start)
+                if on_chunk:
+                    home_order = partial(_at_home, home)
+                    on_chunk(home_order(summary), partial(home_order, progress))
+                before, start = summary, self._clock()
+            running = (before.stop_reason == StopReason.RUNNING) & active[home]
             if not running.any():
                 break
             order = None if on_epoch else regrouped(running, self._rows, self.side_by_side)
             if order is not None:
                 lanes, progress = self._move((lanes, progress), order)
-                home, trained, running = home[order], trained[order], running[order]
+                home, running, before = home[order], running[order], _take(before, order)
         if (home != np.arange(self._slots)).any():
             progress = self._move(progress, np.argsort(home))
         if on_epoch:
             on_epoch(progress)
         return progress
 
-    def _epochs(self, samples):
-        """How many epochs of so many samples, all running lanes together, fill a chunk; the same on all hosts."""
+    def _chunks(self, lanes, progress, round_, num_visible, epoch_limit):
+        """Trains up to an epoch and yields the progress then; a stream's engine in the middle of long epochs too."""
+        yield self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(epoch_limit))
+
+    def _fill(self, samples):
+        """How often so many samples, of all running lanes together, fill a chunk; the same on all hosts."""
         count = max(1, int(CHUNK_SECONDS * self._rate / samples)) if self._rate else 1
         if jax.process_count() > 1:
             count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
         return count
 
-    def _count(self, epochs):
-        """Books the epochs of a chunk, [slots]: those that lanes needed, and those that the devices had time for."""
+    def _clock(self):
+        """Seconds, those of compiling left out."""
+        return time.monotonic() - self.compile_seconds
+
+    @staticmethod
+    def _summary(progress):
+        """All but the state, on the host."""
+        return jax.tree.map(to_host, progress.replace(state=None))
+
+    def _book(self, before, after, num_visible, seconds):
+        """Measures a chunk: its speed, the epochs that lanes needed, and those that the devices had time for."""
+        epochs, samples = after.epoch - before.epoch, after.samples - before.samples
+        self._rate = (epochs.sum() * num_visible + samples.sum()) / max(seconds, 1e-9)
         batches = epochs.reshape(self._rows, -1, self.side_by_side).max(axis=2)
         self.used += int(epochs.sum())
         self.spent += int(batches.sum(axis=1).max()) * self._rows * self.side_by_side

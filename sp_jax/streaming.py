@@ -10,7 +10,6 @@ those of `sp_jax.engine.Engine`, bit for bit on a CPU.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -44,23 +43,7 @@ class Fed:
         return self.lane.active
 
 
-@struct.dataclass
-class Carry:
-    """One lane in the middle of an epoch: what a block of steps takes and returns; `[L, ...]` for lanes."""
-
-    progress: Progress  # its state is of now, all else of the last epoch's end
-    loss: chex.Array  # nats, summed over the epoch so far
-    correct: chex.Array  # int32, right predictions of the epoch so far
-
-
-class Position(NamedTuple):
-    """Where a round stands, in the middle of an epoch too: save both fields, and `StreamedEngine.epoch` goes on."""
-
-    carry: Carry  # [L, ...] on the devices; `Engine.fetch` and `Engine.place` move it
-    stream: dict[str, Any] | None  # Grain's state and the size of a block, plain JSON; None between two epochs
-
-
-def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray):
+def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray, start: int = 0):
     """A stream of samples in a given order, in blocks of one size.
 
     Args:
@@ -68,32 +51,36 @@ def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray):
       indices: [L, n] integers, the order of each lane.
       length: K * B, samples of a block; the last one is filled up with zeros.
       active: [L] booleans; the other lanes get zeros, and cost no reading.
+      start: the place in the order where the first block begins.
 
     Returns:
       A Grain iterator over `(first, inputs, labels)`: the block's place in the order, [L, K * B, ...], [L, K * B]. Its
-      `get_state` and `set_state` save and restore the position, its `close` ends its threads.
+      `close` ends its threads.
     """
     import grain  # only where data are streamed
 
     lanes = np.flatnonzero(active)
 
     def gather(i):
-        chosen = indices[:, i * length : (i + 1) * length]
+        first = start + i * length
+        chosen = indices[:, first : first + length]
         found = []
         for array in (data.inputs, data.labels):
             out = np.zeros((len(indices), length, *array.shape[1:]), array.dtype)
             for lane in lanes:
                 np.take(array, chosen[lane], axis=0, out=out[lane, : chosen.shape[1]], mode="clip")
             found.append(out)
-        return i * length, *found
+        return first, *found
 
-    count = -(-indices.shape[1] // length)
+    count = -(-(indices.shape[1] - start) // length)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)
     return iter(grain.MapDataset.range(count).map(gather).to_iter_dataset(options))
 
 
 class StreamedEngine(Engine):
     """An `Engine` whose data stay on the host; the devices never hold more than two blocks of them."""
+
+    goes_on_in_epochs = True
 
     def __init__(self, trainer: Trainer, data: Dataset, num_lanes: int, *, block_bytes: int = BLOCK_BYTES, **options):
         """Sends nothing yet.
@@ -114,50 +101,39 @@ class StreamedEngine(Engine):
         self._order = self._program(self._order_lane)
         self._advance = self._program(self._advance_lane, donate=True)
         self._add_evaluation = self._program(self._evaluate_block)
-        self._train, self._evaluate = self._train_streamed, self._evaluate_streamed
+        self._evaluate = self._evaluate_streamed
 
     def epoch(
         self,
         lanes: Lane,
-        position: Progress | Position,
+        progress: Progress,
         round_: int,
         num_visible: int,
         epoch_limit: chex.Numeric = NO_LIMIT,
-    ) -> Iterator[Position]:
+    ) -> Iterator[Progress]:
         """Trains one epoch, block by block; it may be left in its middle, saved, and gone on with elsewhere.
 
         Args:
           lanes: as placed.
-          position: from `begin`, or where an epoch was left; its buffers are reused.
+          progress: from `begin`, or where an epoch was left; its buffers are reused.
           round_: counted from 1.
           num_visible: how many samples have arrived.
           epoch_limit: lanes that have trained so many epochs of the round stay as they are.
 
         Yields:
-          The position after each block. Its buffers are reused too: who wants it fetches it before going on.
-
-        Raises:
-          ValueError: the position is one in blocks of another size.
+          The progress after each block. Its buffers are reused too: who wants it fetches it before going on.
         """
-        if not isinstance(position, Position):
-            position = Position(Carry(position, *self._sums()), None)
-        carry, at = position
-        running = self._running(lanes, carry.progress, epoch_limit)
-        size = self.trainer.batch_size
-        length, shared = self._length(size, lanes.order.shape[1]), (np.int32(num_visible), np.int32(epoch_limit))
-        order = self._host(self._order(lanes, carry.progress.epoch, np.int32(round_), shared[0]))
-        stream = blocks(self.data, order[:, : -(-num_visible // size) * size], length, running)
-        if at is not None:
-            if at["block"] != length:
-                raise ValueError(f"the position is in blocks of {at['block']} samples, these have {length}")
-            stream.set_state(at["grain"])
+        running = self._running(lanes, progress, epoch_limit)
+        size, shared = self.trainer.batch_size, (np.int32(num_visible), np.int32(epoch_limit))
+        order = self._host(self._order(lanes, progress.epoch, np.int32(round_), shared[0]))
+        length, order = self._length(size, lanes.order.shape[1]), order[:, : -(-num_visible // size) * size]
+        stream = blocks(self.data, order, length, running, self._begun(progress, running))
 
-        def step(fed, carry, first):
-            return self._advance(fed, carry, first, *shared)
+        def step(fed, progress, first):
+            return self._advance(fed, progress, first, *shared)
 
-        for first, moved in self._over(stream, lanes, step, carry):
-            done = first + length >= num_visible
-            yield Position(moved, None if done else {"block": length, "grain": stream.get_state()})
+        for _, trained in self._over(stream, lanes, step, progress):
+            yield trained
 
     def measure(self, function, lanes, carry, *shared):
         """As `Engine.measure`. A function that looks at data says at which: its attribute `positions(T, *shared)` gives
@@ -234,13 +210,21 @@ class StreamedEngine(Engine):
 
     # Training.
 
-    def _train_streamed(self, lanes, progress, data, round_, num_visible, epoch_limit):
-        """What the resident engine's program does, epoch by epoch."""
-        del data
-        while self._running(lanes, progress, epoch_limit).any():
-            for position in self.epoch(lanes, progress, round_, num_visible, epoch_limit):
-                progress = position.carry.progress
-        return progress
+    def _chunks(self, lanes, progress, round_, num_visible, epoch_limit):
+        """As `Engine._chunks`; an epoch that is longer than a chunk has several."""
+        length = self._length(self.trainer.batch_size, lanes.order.shape[1])
+        while (running := self._running(lanes, progress, epoch_limit)).any():
+            left = -(-(num_visible - self._begun(progress, running)) // length)
+            fill = self._fill(running.sum() * length)
+            trained = self.epoch(lanes, progress, round_, num_visible, epoch_limit)
+            for i, progress in enumerate(trained, 1):
+                if i % fill == 0 and i < left:
+                    yield progress
+        yield progress
+
+    def _begun(self, progress, running):
+        """How many samples the lanes that run have seen of their epoch."""
+        return int(self._host(progress.samples)[running].max())
 
     def _running(self, lanes, progress, epoch_limit):
         """Which lanes have another epoch to train, [slots], on the host."""
@@ -252,30 +236,27 @@ class StreamedEngine(Engine):
         key = key_for(lane.seed, Purpose.SHUFFLE, round_, epoch)
         return training.epoch_order(key, lane.order, num_visible, -(-lane.order.shape[0] // size) * size)
 
-    def _advance_lane(self, fed, carry, first, num_visible, epoch_limit):
+    def _advance_lane(self, fed, progress, first, num_visible, epoch_limit):
         """The steps of a block, and of the last one the end of the epoch."""
         lane, length = fed.lane, fed.block.labels.shape[0]
 
-        def steps(carry):
-            progress = carry.progress
-            hparams = training.at_epoch(lane.hparams, progress.epoch)
-            sums = (progress.state, carry.loss, carry.correct)
-            count = jnp.minimum(num_visible - first, length)
-            sums = training.train_batches(self.trainer, hparams, fed.block, jnp.arange(length), sums, count)
-            return jax.lax.cond(first + length >= num_visible, end, inside, progress, *sums)
+        def steps(progress):
+            hparams, count = training.at_epoch(lane.hparams, progress.epoch), jnp.minimum(num_visible - first, length)
+            sums = (progress.state, progress.loss_sum, progress.correct_sum)
+            state, loss, correct = training.train_batches(
+                self.trainer, hparams, fed.block, jnp.arange(length), sums, count
+            )
+            progress = progress.replace(state=state, samples=first + count, loss_sum=loss, correct_sum=correct)
+            return jax.lax.cond(first + count >= num_visible, end, lambda progress: progress, progress)
 
-        def inside(progress, state, loss, correct):
-            return Carry(progress.replace(state=state), loss, correct)
+        def end(progress):
+            accuracy, loss = progress.correct_sum.astype(float) / num_visible, progress.loss_sum / num_visible
+            progress = progress.replace(state=self.trainer.method.after_epoch(progress.state))
+            return lane.convergence.update(progress, accuracy, loss)
 
-        def end(progress, state, loss, correct):
-            progress = progress.replace(state=self.trainer.method.after_epoch(state))
-            accuracy, mean = correct.astype(float) / num_visible, loss / num_visible
-            progress = lane.convergence.update(progress, accuracy, mean)
-            return Carry(progress, jnp.zeros_like(loss), jnp.zeros_like(correct))
-
-        running = (carry.progress.stop_reason == StopReason.RUNNING.value) & (carry.progress.epoch < epoch_limit)
-        carry = jax.lax.cond(running & lane.active, steps, lambda carry: carry, carry)
-        return carry, carry.progress.epoch
+        running = (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit) & lane.active
+        progress = jax.lax.cond(running, steps, lambda progress: progress, progress)
+        return progress, progress.epoch
 
     # Evaluation.
 

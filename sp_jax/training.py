@@ -98,8 +98,7 @@ class Convergence:
         stop_reason = jnp.int32(StopReason.RUNNING.value)
         for reason in reversed(reasons):
             stop_reason = jnp.where(reasons[reason], jnp.int32(reason.value), stop_reason)
-        return Progress(
-            state=progress.state,
+        return Progress.start(progress.state).replace(
             epoch=epoch,
             stop_reason=stop_reason,
             best_accuracy=jnp.where(improved, accuracy, progress.best_accuracy),

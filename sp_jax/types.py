@@ -92,13 +92,16 @@ class Progress:
     best_epoch: chex.Array  # int32, the epoch that set it
     train_accuracy: chex.Array  # fraction, online: counted in train mode over the last epoch
     train_loss: chex.Array  # nats, mean over the samples of the last epoch
+    samples: chex.Array  # int32, of the epoch that is running, where a stream is left in its middle; else 0
+    loss_sum: chex.Array  # nats, over those samples
+    correct_sum: chex.Array  # int32, right predictions of them
 
     @classmethod
     def start(cls, state: TrainState, *, stop_reason: chex.Numeric = StopReason.RUNNING.value) -> "Progress":
         """A round that has not begun; with another `stop_reason` it never will (a lane that only pads)."""
         nan, reason = jnp.full((), jnp.nan, float), jnp.asarray(stop_reason, jnp.int32)
-        zero = jnp.zeros((), jnp.int32)
-        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan)
+        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), float)
+        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan, zero, nothing, zero)
 
 
 class Evaluation(NamedTuple):

@@ -46,11 +46,11 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     run.main(["run"])
 
 
-def start(folder: pathlib.Path, *flags: str) -> multiprocessing.Process:
-    """A process of the run in `folder`; what it says goes to `<folder>.log`."""
+def start(folder: pathlib.Path, *flags: str, target=child) -> multiprocessing.Process:
+    """A process of the run in `folder`; what it says goes to `<folder>.log`; `target` is called as `child`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.run"])
-    process = context.Process(target=child, args=(str(folder), flags, f"{folder}.log"))
+    process = context.Process(target=target, args=(str(folder), flags, f"{folder}.log"))
     process.start()
     return process
 

@@ -1,17 +1,21 @@
 """Whatever happens to a run: killed, stopped, started twice, out of room, damaged. Nothing reported is lost."""
 
+import ctypes
 import json
+import logging
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import sys
+import time
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import results, run, stop, workdir
+from experiments import repeats, results, run, stop, workdir
 from experiments.settings import UsageError
 from sp_jax import checkpoint
 
@@ -59,8 +63,12 @@ def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_rows_and_parame
 
 
 @pytest.mark.parametrize("number", stop.Stop.SIGNALS)
-def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(whole, tmp_path, capsys, monkeypatch, number):
+def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
+    whole, tmp_path, capsys, caplog, monkeypatch, number
+):
     folder, sent = tmp_path / "run", []
+    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
+    caplog.set_level(logging.INFO)
 
     def send(*_):
         if not sent:
@@ -78,6 +86,67 @@ def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(whole, tmp_
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0.1"]
     call(workdir=str(folder), resume=True)
     assert soak.rows(folder) == soak.rows(whole)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("sp_jax")]
+    assert said == ["going on in round 1: the rows repeat an undisturbed run's bit for bit"]
+
+
+def impatient(folder, given, log):
+    """A process of a run in which Ctrl-C is pressed over and over in the middle of its first checkpoint."""
+
+    def pressed(*_):
+        while True:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    checkpoint.write_whole = pressed
+    soak.child(folder, given, log)
+
+
+def test_a_second_ctrl_c_ends_at_once_without_harm(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = soak.start(folder, *(f"--{name}={value}" for name, value in TINY.items()), target=impatient)
+    process.join()
+    assert process.exitcode == -signal.SIGINT  # a shell says 130
+    (line,) = [line for line in pathlib.Path(f"{folder}.log").read_text().splitlines() if line]
+    assert line == "stopping at the next safe point; once more ends at once"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [".unfinished"]
+    call(workdir=str(folder), resume=True)
+    assert soak.rows(folder) == soak.rows(whole)
+
+
+GPU = {"device": "1 x H100", "machine": "EPYC, 16 cores", "versions": {"jax": "0.10.2"}, "command": [], "resumed": []}
+
+
+@pytest.mark.parametrize(
+    ("backend", "switches", "exact"),
+    [
+        ("cpu", "", True),
+        ("gpu", "", False),
+        ("gpu", "--xla_gpu_deterministic_ops=true", True),
+        ("gpu", "--xla_gpu_deterministic_ops", True),
+        ("gpu", "--a=1 --xla_gpu_deterministic_ops=true --xla_gpu_deterministic_ops=false", False),
+        ("gpu", "--xla_gpu_exclude_nondeterministic_ops=true", False),  # kernels are still chosen by their time
+        ("tpu", "--xla_gpu_deterministic_ops=true", False),
+    ],
+)
+def test_a_run_says_whether_it_repeats_itself_to_the_bit(backend, switches, exact, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setenv("XLA_FLAGS", switches)
+    found = repeats.start(1)["deterministic"]
+    assert found == exact
+    said = repeats.promise(GPU | {"deterministic": found})
+    assert ("XLA_FLAGS=--xla_gpu_deterministic_ops=true" in said) == (backend == "gpu" and not exact)
+    assert said == "bit for bit" if exact else said.startswith("but for rounding")
+    assert repeats.promise(GPU | {"resumed": [GPU | {"deterministic": found}]}) == said  # one of them is enough
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [({"device": "2 x H100"}, "device"), ({"machine": "?"}, "machine"), ({"versions": {"jax": "0.11"}}, "version")],
+)
+def test_a_run_that_goes_on_elsewhere_promises_no_bits(changed, what):
+    promised = repeats.promise(GPU | {"resumed": [GPU, GPU | changed]})
+    assert promised == f"but for rounding, as it began on another {what}"
 
 
 def test_two_runs_in_one_folder_are_refused(whole, capsys):
@@ -99,6 +168,45 @@ def test_out_of_room_a_run_says_so_and_goes_on_when_there_is_some(whole, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert line.startswith("error: cannot write ")
     call(workdir=str(folder), resume=True, **TINY)
+    assert soak.rows(folder) == soak.rows(whole)
+
+
+NO_NAMESPACES = 77
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
+
+
+def on_a_small_disk(folder, given, log):
+    """A process of a run on a file system of its own, which is full at first, and has room later."""
+    libc, owner = ctypes.CDLL(None), (os.getuid(), os.getgid())
+    pathlib.Path(folder).mkdir()
+    if libc.unshare(NEW_USER | NEW_MOUNTS):
+        sys.exit(NO_NAMESPACES)
+    for name, text in zip(("setgroups", "uid_map", "gid_map"), ("deny", *(f"0 {i} 1" for i in owner)), strict=True):
+        pathlib.Path("/proc/self", name).write_text(text)
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=600k"):
+        sys.exit(NO_NAMESPACES)
+    fill = pathlib.Path(folder) / "fill"
+    fill.write_bytes(b"0" * 500 * 1024)
+    try:
+        soak.child(folder, given, log)
+    except SystemExit as end:
+        assert end.code == 2  # noqa: PT017
+        fill.unlink()
+        run.main(["tests"])
+    shutil.copy(pathlib.Path(folder) / "results.csv", f"{folder}.csv")
+
+
+def test_on_a_full_disk_a_run_says_so_and_goes_on_when_there_is_room(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = soak.start(folder, *(f"--{name}={value}" for name, value in TINY.items()), target=on_a_small_disk)
+    process.join()
+    if process.exitcode == NO_NAMESPACES:
+        pytest.skip("no file system may be mounted here, even in a namespace of its own")
+    said = pathlib.Path(f"{folder}.log").read_text()
+    assert "(No space left on device); those before are as they were: make room, then go on with --resume" in said
+    assert "Traceback" not in said
+    assert process.exitcode == 0
+    (tmp_path / "run.csv").rename(folder / "results.csv")
     assert soak.rows(folder) == soak.rows(whole)
 
 

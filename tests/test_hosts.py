@@ -3,11 +3,13 @@
 import csv
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -16,6 +18,10 @@ from experiments import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = {"model": "logistic", "seeds": 3, "rounds": 2, "max_epochs": 3, "restart": "shrink_perturb", "pairs": "0.6:0.01"}
+ENVIRONMENT = {  # one device each; compiled as the tests' own process has it
+    "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+}  # fmt: skip
 MEASURED = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
@@ -42,7 +48,7 @@ def start(folder, port, process_id, **given):
     command = [sys.executable, "-m", "experiments.run", f"--process_id={process_id}"]
     return subprocess.Popen(
         [*command, *(f"--{name}={value}" for name, value in given.items())],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | ENVIRONMENT,
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -94,6 +100,26 @@ def test_a_lost_host_ends_the_others_and_resume_goes_on(alone, tmp_path, port, c
     assert "Traceback" not in err
     assert len(read(folder)) == 3
     call(workdir=str(folder), resume=True, devices_per_lane=2)  # one process, on other devices
+    check_equal(folder, alone)
+
+
+def test_a_signal_at_one_host_stops_all_at_the_same_point_and_resume_goes_on(alone, tmp_path, port):
+    folder = tmp_path / "run"
+    hosts = [start(folder, port, i) for i in range(2)]
+    while hosts[0].poll() is None and not (folder / "checkpoints").is_dir():  # after the first round
+        time.sleep(0.02)
+    hosts[1].terminate()
+    said = [host.communicate(timeout=60)[1].splitlines() for host in hosts]
+    assert [host.returncode for host in hosts] == [128 + signal.SIGINT, 128 + signal.SIGTERM], said
+    how = f"go on with: python -m experiments.run --resume --workdir={folder} --coordinator=localhost:{port}"
+    assert said[0][-1] == f"stopped, as another host was; {how} --num_processes=2 --process_id=0"
+    assert said[1] == [
+        "",
+        "stopping at the next safe point; once more ends at once",
+        f"stopped; {how} --num_processes=2 --process_id=1",
+    ]
+    assert "1.1" in os.listdir(folder / "checkpoints")  # in the middle of the second round
+    call(workdir=str(folder), resume=True, devices_per_lane=2)
     check_equal(folder, alone)
 
 

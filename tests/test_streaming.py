@@ -1,5 +1,7 @@
 """Data larger than a device: streamed rounds are the resident ones bit for bit, and may stop in mid-epoch."""
 
+import contextlib
+import itertools
 import logging
 
 import jax
@@ -9,7 +11,7 @@ from test_engine import IMAGES
 from test_sweeps import SMALL, TRAINER, group
 
 from sp_jax import diagnostics, models, restarts, streaming, sweeps, training
-from sp_jax.checkpoint import Store
+from sp_jax.checkpoint import CheckpointError, Store
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import HParams
@@ -107,23 +109,51 @@ def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parame
 
     whole = end(*begin())
     engine, placed, progress = begin()
-    seen = list(engine.epoch(placed, progress, 1, 190))
-    assert [position.stream is None for position in seen] == 5 * [False] + [True]  # 190 = 5 x 32 + 30
-    for position in engine.epoch(placed, seen[-1], 1, 190):  # the second epoch
-        if position.stream["grain"]["next_index"] == 2:
-            Store(tmp_path).save({"lanes": engine.fetch(position.carry, 2)}, position.stream)
-            break
+    seen = [(int(p.epoch[0]), int(p.samples[0])) for p in engine.epoch(placed, progress, 1, 190)]
+    assert seen == [(0, 32), (0, 64), (0, 96), (0, 128), (0, 160), (1, 0)]
     engine, placed, progress = begin()
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), position.carry)
-    (point, _), carry = Store(tmp_path).resume(), lambda: Store(tmp_path).load(point, {"lanes": like})["lanes"]
-    saved = streaming.Position(engine.place(carry()), point.note)
-    *_, position = engine.epoch(placed, saved, 1, 190)
-    assert engine.fetch(position.carry.progress.epoch).tolist() == [2, 2]
-    jax.tree.map(np.testing.assert_array_equal, whole, end(engine, placed, position.carry.progress))
-    other = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK)
-    saved = saved._replace(carry=engine.place(carry()))
-    with pytest.raises(ValueError, match="blocks of 32 samples, these have 128"):
-        next(other.epoch(placed, saved, 1, 190))
+    progress = next(p for p in engine.epoch(placed, progress, 1, 190) if p.samples[0] == 64)
+    saved = {"lanes": engine.fetch(progress, 2)}
+    Store(tmp_path).save(saved, {})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+    progress = Store(tmp_path).load(Store(tmp_path).resume()[0], like)["lanes"]
+    other = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK)  # four batches of a lane
+    placed = other.place(lanes)
+    jax.tree.map(np.testing.assert_array_equal, whole, end(other, placed, other.place(progress)))
+    resident = sweeps.Engine(TRAINER, SMALL, 2)
+    with pytest.raises(CheckpointError, match="in the middle of an epoch of a stream: go on with --stream"):
+        resident.train(resident.place(lanes), resident.place(progress), 1, 190)
+
+
+def test_a_streamed_run_that_is_stopped_after_any_block_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # a block each
+    engine = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=1)
+    lanes = sweeps.make_lanes([0, 1], HParams(0.01), Convergence.exactly(2), 300)
+    groups = [sweeps.Group("g", sweeps.rounds(engine, lanes, restarts.no_restart, (60, 100)))]
+
+    def train(folder, stop_after=None):
+        chunks, looked = itertools.count(1), []
+        watch = sweeps.Watch(
+            on_chunk=lambda _, round_, p: looked.append((round_, int(p.epoch[0]), int(p.samples[0]))),
+            stop=lambda: next(chunks) == stop_after,
+        )
+        store, found = Store(folder, every=0.0), []
+        with contextlib.suppress(sweeps.Stopped):
+            for finished in sweeps.run(groups, store=store, watch=watch):
+                found += [(*result._replace(seconds=0.0),) for result in finished.results]
+        return looked, found
+
+    looked, whole = train(tmp_path / "whole")
+    assert looked == [
+        *((1, 0, 32), (1, 1, 0), (1, 1, 32), (1, 2, 0)),
+        *((2, 0, 32), (2, 0, 64), (2, 0, 96), (2, 1, 0), (2, 1, 32), (2, 1, 64), (2, 1, 96), (2, 2, 0)),
+    ]
+    for stop_after in (1, 6, 9, 12):
+        folder = tmp_path / str(stop_after)
+        begun, first = train(folder, stop_after)
+        rest, second = train(folder)
+        assert begun + rest == looked + [(2, 2, 0)] * (stop_after == 12)
+        assert first + second == whole
 
 
 def test_all_rounds_are_one_compile_and_the_device_never_holds_the_data(caplog, monkeypatch):
