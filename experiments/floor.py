@@ -79,7 +79,7 @@ def _products(jaxpr):
     operations = results = 0
     for equation in jaxpr.eqns:
         out = equation.outvars[0].aval
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name == "dot_general" and all(x.aval.ndim > 1 for x in equation.invars):
             (contracted, _), _ = equation.params["dimension_numbers"]
             operations += 2 * out.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
             results += out.size * out.dtype.itemsize

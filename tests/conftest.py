@@ -1,5 +1,6 @@
 """Two CPU devices, as on two accelerators; implicit rank promotion is an error; programs are compiled once."""
 
+import gc
 import os
 import tempfile
 
@@ -9,6 +10,8 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+gc.set_threshold(200_000, 50, 1000)  # what is traced is many objects that live on: a tenth of the time
 
 if "SP_JAX_TESTS_CACHE" not in os.environ:  # the first process; those that it starts share its cache
     _CACHE = tempfile.TemporaryDirectory(prefix="sp_jax-tests-")

@@ -33,6 +33,7 @@ SMALLER = {
     "methods": {"method": "continual_backprop", "samples_per_round": 25},
 }  # fmt: skip
 ONLINE = {"samples_per_round": 25}
+FIRST_OF_ITS_FIGURES = {str(registry.get(name).figures): name for name in reversed(registry.NAMES)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,13 +92,14 @@ def test_an_experiment_runs_from_its_flags_to_its_report(name, tmp_path, capsys)
     before = (folder / "results.csv").read_bytes()
     call(workdir=str(folder), resume=True)
     assert (folder / "results.csv").read_bytes() == before
-    _check_partial_reports(folder, before)
+    if name in FIRST_OF_ITS_FIGURES.values():
+        _check_partial_reports(folder, before)
 
 
 def _check_partial_reports(folder, whole):
     """What a stopped run leaves gives a report that says what is missing."""
     lines = whole.splitlines(keepends=True)
-    for kept in (lines[1:2], lines[1 : len(lines) // 2], lines[2::3]):
+    for kept in (lines[1:2], lines[2::3]):
         (folder / "results.csv").write_bytes(lines[0] + b"".join(kept))
         call(report, workdir=str(folder))
         assert f"Partial: {len(kept)} of {len(lines) - 1} lane-rounds" in (folder / "report.md").read_text()
