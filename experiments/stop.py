@@ -12,8 +12,8 @@ from absl import flags
 
 # Flags of a process, which no config.json keeps.
 PROCESS = (
-    "data_dir", "cache_dir", "devices_per_lane", "stream", "checkpoint_seconds", "coordinator", "num_processes",
-    "process_id",
+    "data_dir", "cache_dir", "devices_per_lane", "side_by_side", "stream", "tensorboard", "checkpoint_seconds",
+    "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 
 
