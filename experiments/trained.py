@@ -116,13 +116,15 @@ def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
       The row of `results.csv` by the path of the file, by setting, seed and round.
 
     Raises:
-      UsageError: there are none, or an unknown column.
+      UsageError: there is no such folder, no network in it, or an unknown column.
       CheckpointError: a file is damaged.
     """
     folder = workdir.expand(str(folder))
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}: name one that experiments.run has written to")
     paths = sorted(folder.rglob(f"*{SUFFIX}"))
     if not paths:
-        raise UsageError(f"no network was kept in {folder}; name the folder of a run (see --keep_networks)")
+        raise UsageError(f"no network was kept in {folder}; name the folder of a run that keeps them (see --keep_networks)")
     rows = {path: _row(networks.read_note(path)) for path in paths}
     for name in which:
         check_choice("column", name, tuple(dict.fromkeys(name for row in rows.values() for name in row)))
