@@ -81,8 +81,12 @@ class Reporter:
         return f"round {round_} of {len(self._visible[name])}, {label}"
 
     def _left(self) -> str:
-        """Remaining rounds at the last round's number of epochs, at the speed so far."""
-        if not self._work:
+        """Remaining rounds at the last round's number of epochs, at the speed so far.
+
+        Not after the first of many rounds: it is small and slow, and takes more epochs than those that follow.
+        """
+        longest = max(len(rounds) for rounds in self._visible.values())
+        if not self._work or max(self._round.values()) < 2 < longest:
             return ""
         usual = float(np.mean(list(self._epochs.values())))
         work = sum(

@@ -567,6 +567,15 @@ def test_time_left_counts_what_is_left():
     assert "about 1:00 min left" in stream.getvalue()
 
 
+def test_the_first_of_many_rounds_does_not_tell_the_time_left():
+    for rounds, said in (((100, 200), True), ((100, 200, 300), False)):
+        stream = io.StringIO()
+        reporter = progress.Reporter({"fresh": 0}, {"fresh": rounds}, {"fresh": "random init"}, stream)
+        result = RoundResult(0, 1, 100, 10, 1000, "threshold", 1.0, 0.0, 0.5, 1.0, 60.0, 1)
+        reporter.finished(sweeps.Finished(sweeps.Group("fresh", ()), [result], "fresh", {}, None))
+        assert ("left" in stream.getvalue()) == said
+
+
 def test_many_cells_get_a_figure_for_each_noise_scale(online, tmp_path):
     rows = results.read(online / "results.csv")
     cells = [row | {"shrink": f"0.{i}", "noise_scale": s} for row in rows[-2:] for i in range(5) for s in ("0", "0.1")]
