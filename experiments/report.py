@@ -6,6 +6,7 @@ python -m experiments.report --workdir=experiments/results
 
 import inspect
 import pathlib
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -68,6 +69,7 @@ def _figures(experiment, grid, rows, curves, planned, folder):
 def _caption(draw, path):
     """What a plot shows, and which file of several it is."""
     words = inspect.getdoc(draw).splitlines()[0].rstrip(".")
+    words = re.sub(r"^(Figures? [^:]+:)", r"As the paper's \1", words)
     return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
 
 
