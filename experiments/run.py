@@ -96,7 +96,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
             watcher.write(members[finished.group.name], finished)
             reporter.finished(finished)
-    print(f"\n{report.write(job.folder)}\n\n{job.folder / 'report.md'}", flush=True)
+    print(f"\n{report.write(job.folder)}\n\n{report.paths(job.folder)}", flush=True)
 
 
 def _board():
