@@ -57,7 +57,9 @@ _SIDE_BY_SIDE = flags.DEFINE_integer(
     "Lanes that a device trains at once, the others after them.",
     lower_bound=1,
 )
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir where it stopped, also in the middle of a round.")
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Go on with the run in --workdir where it stopped, also in the middle of a round."
+)
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
     checkpoint.SECONDS,

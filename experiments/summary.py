@@ -164,7 +164,8 @@ def not_converged(rows: Sequence[Row]) -> str:
     ended = [row for its in found.values() for row in its]
     if not ended:
         return ""
-    reasons = Counter({"nan": "NaN", "cap": "cap of epochs"}.get(reason := row.get("stop_reason"), reason) for row in ended)
+    words = {"nan": "NaN", "cap": "cap of epochs"}
+    reasons = Counter(words.get(reason := row.get("stop_reason"), reason) for row in ended)
     why = ", ".join(f"{count:,} by {reason}" for reason, count in reasons.items())
     where = "; ".join(f"{label(line)} ({_rounds(its)})" for line, its in found.items() if its)
     return f"{len(ended):,} of {len(rows):,} lane-rounds ended below --train_accuracy ({why}): {where}."

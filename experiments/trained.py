@@ -124,7 +124,7 @@ def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
         raise UsageError(f"there is no folder {folder}: name one that experiments.run has written to")
     paths = sorted(folder.rglob(f"*{SUFFIX}"))
     if not paths:
-        raise UsageError(f"no network was kept in {folder}; name the folder of a run that keeps them (see --keep_networks)")
+        raise UsageError(f"no network was kept in {folder}; name the folder of a run (see --keep_networks)")
     rows = {path: _row(networks.read_note(path)) for path in paths}
     for name in which:
         check_choice("column", name, tuple(dict.fromkeys(name for row in rows.values() for name in row)))

@@ -129,7 +129,7 @@ def test_several_experiments_have_a_folder_each(tmp_path, capsys):
     call(experiment="online,two_phase", restart="warm_start", workdir=str(base), **{**TINY, "rounds": 1})
     assert len(read(base / "online")) == len(read(base / "two_phase")) == 2
     call(report, workdir=str(base))
-    assert "already holds the results of a run" in fails(capsys, workdir=str(base))
+    assert "holds the results of a run" in fails(capsys, workdir=str(base))
     call(resume=True, workdir=str(base), rounds=2)
     assert len(read(base / "online")) == len(read(base / "two_phase")) == 4
     assert sorted(path.name for path in base.iterdir()) == [
@@ -500,7 +500,7 @@ def test_decoded_samples_stay_in_their_folder(tmp_path, key):
 
 def test_a_folder_with_another_run_is_left_alone(online, capsys, tmp_path):
     before = {path: path.read_bytes() for path in online.rglob("*") if path.is_file()}
-    assert "already holds the results of a run; add --resume" in fails(capsys, workdir=str(online))
+    assert "holds the results of a run; add --resume" in fails(capsys, workdir=str(online))
     line = fails(capsys, workdir=str(online), resume=True, learning_rate=0.5)
     assert "has learning_rate=0.001, not 0.5" in line
     line = fails(capsys, workdir=str(online), resume=True, restart="warm_start")

@@ -150,7 +150,7 @@ def test_none_is_kept_where_none_is_asked_for(tmp_path):
     assert not (tmp_path / "networks").exists()
     with pytest.raises(UsageError, match="no network was kept in"):
         trained.load(tmp_path)
-    with pytest.raises(UsageError, match="there is no folder .*/nowhere"):
+    with pytest.raises(UsageError, match=r"there is no folder .*/nowhere"):
         trained.load(tmp_path / "nowhere")
 
 
