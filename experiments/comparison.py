@@ -50,14 +50,20 @@ def compare(
 
 
 def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str:
-    """`paper | ours | difference | seeds` as Markdown; empty where the paper prints no number. See `compare`."""
+    """`paper | ours | difference | seeds` as Markdown, of what was run; empty where the paper prints no number.
+
+    See `compare`.
+    """
     compared, same = compare(experiment, rows, planned)
     if not compared:
         return ""
-    found = [("what", "paper", "ours", "difference", "seeds"), *(_line(each, same=same) for each in compared)]
+    ran = [each for each in compared if each.ours is not None]
+    found = [("what", "paper", "ours", "difference", "seeds"), *(_line(each, same=same) for each in ran)]
+    rest = f"Of the paper's {len(compared)} numbers here, {len(compared) - len(ran)} were not run."
     ours = ", ".join(" and ".join(dict.fromkeys(row[name] for row in rows)) for name in TASK)
     note = "" if same else f"Ours are of {ours}, not of the paper's data: read the order, not the numbers.\n\n"
-    return f"## Beside the paper\n\n{note}" + summary.markdown(found) + "\n\nTimes are ratios to random init."
+    parts = [summary.markdown(found), "Times are ratios to random init."] if ran else []
+    return f"## Beside the paper\n\n{note}" + "\n\n".join([*parts, *([rest] if len(ran) < len(compared) else [])])
 
 
 def lines(
@@ -73,8 +79,6 @@ def _line(compared, *, same):
     number, ours, deviation, seeds, _ = compared
     digits, unit = (2, "x") if number.cost else (1, " %")
     printed = f"{number.value:.{digits}f}{_spread(number.deviation)}{unit}"
-    if ours is None:
-        return (_what(number), printed, "not run", "", "")
     difference = f"{ours - number.value:+.{digits}f}" if same else ""
     return (_what(number), printed, f"{ours:.{digits}f}{_spread(deviation)}{unit}", difference, str(seeds))
 
