@@ -69,10 +69,11 @@ class Reporter:
         self._seconds += trained * first.seconds * len(results) / first.lanes
         self._partial = 0.0
         accuracy = 100 * float(np.mean([result.validation_accuracy for result in results]))
-        lanes = "one lane" if first.lanes == 1 else f"all {first.lanes} lanes"
+        lanes = " for one lane" if first.lanes == 1 else f" for all {first.lanes} lanes"
+        lanes *= not self._terminal  # whose line has room for the time left, not for both
         self._say(
             f"{self._where(name, first.round)}: validation accuracy {accuracy:.1f} %, {self._epochs[name]:.1f} epochs, "
-            f"{first.seconds:.1f} s for {lanes}{self._left()}",
+            f"{first.seconds:.1f} s{lanes}{self._left()}",
             passing=self._terminal,
         )
 
