@@ -267,13 +267,11 @@ def _matches(rows, _):
     if not found:
         return
     good = [(line, g) for line, g in found if np.mean(g.points) >= -CLOSE and g.cost < 1]
-    text = f"{len(good)} of {len(found)} settings reach random init less {CLOSE} points at less cost"
+    text = f"{len(good)} of {len(found)} settings (half are enough) reach random init less {CLOSE} points at less cost"
     if good:
         line, g = max(good, key=lambda item: np.mean(item[1].points))
         text += f"; the best is λ={line.cell.shrink} σ={line.cell.noise_scale}, {g} at {g.cost:.2f}x"
-    yield Finding(
-        HOLDS if len(good) >= len(found) / 2 else CONTRADICTED if not good else UNDECIDED, f"{text} (holds from half)"
-    )
+    yield Finding(HOLDS if len(good) >= len(found) / 2 else CONTRADICTED if not good else UNDECIDED, text)
 
 
 def _shrunk(rows, _):

@@ -50,18 +50,20 @@ def compare(
 
 
 def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str:
-    """`paper | ours | difference | seeds` as Markdown, of the numbers that were run; empty where the paper prints no
-    number. See `compare`."""
+    """`paper | ours | difference | seeds` as Markdown, of what was run; empty where the paper prints no number.
+
+    See `compare`.
+    """
     compared, same = compare(experiment, rows, planned)
     if not compared:
         return ""
-    made = [_line(each, same=same) for each in compared if each.ours is not None]
-    absent = len(compared) - len(made)
-    more = f" {absent:,} more of the paper's numbers were not run (experiments/paper.py has all)." if absent else ""
-    found = [("what", "paper", "ours", "difference", "seeds"), *made]
+    ran = [each for each in compared if each.ours is not None]
+    found = [("what", "paper", "ours", "difference", "seeds"), *(_line(each, same=same) for each in ran)]
+    rest = f"Of the paper's {len(compared)} numbers here, {len(compared) - len(ran)} were not run."
     ours = ", ".join(" and ".join(dict.fromkeys(row[name] for row in rows)) for name in TASK)
     note = "" if same else f"Ours are of {ours}, not of the paper's data: read the order, not the numbers.\n\n"
-    return f"## Beside the paper\n\n{note}" + summary.markdown(found) + f"\n\nTimes are ratios to random init.{more}"
+    parts = [summary.markdown(found), "Times are ratios to random init."] if ran else []
+    return f"## Beside the paper\n\n{note}" + "\n\n".join([*parts, *([rest] if len(ran) < len(compared) else [])])
 
 
 def lines(

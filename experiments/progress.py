@@ -69,9 +69,11 @@ class Reporter:
         self._seconds += trained * first.seconds * len(results) / first.lanes
         self._partial = 0.0
         accuracy = 100 * float(np.mean([result.validation_accuracy for result in results]))
+        lanes = " for one lane" if first.lanes == 1 else f" for all {first.lanes} lanes"
+        lanes *= not self._terminal  # whose line has room for the time left, not for both
         self._say(
             f"{self._where(name, first.round)}: validation accuracy {accuracy:.1f} %, {self._epochs[name]:.1f} epochs, "
-            f"{first.seconds:.1f} s{self._left()}",
+            f"{first.seconds:.1f} s{lanes}{self._left()}",
             passing=self._terminal,
         )
 
@@ -80,8 +82,12 @@ class Reporter:
         return f"round {round_} of {len(self._visible[name])}, {label}"
 
     def _left(self) -> str:
-        """Remaining rounds at the last round's number of epochs, at the speed so far."""
-        if not self._work:
+        """Remaining rounds at the last round's number of epochs, at the speed so far.
+
+        Not after the first of many rounds: it is small and slow, and takes more epochs than those that follow.
+        """
+        longest = max(len(rounds) for rounds in self._visible.values())
+        if not self._work or max(self._round.values()) < 2 < longest:
             return ""
         usual = float(np.mean(list(self._epochs.values())))
         work = sum(

@@ -6,6 +6,7 @@ python -m experiments.report --workdir=experiments/results
 
 import inspect
 import pathlib
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -45,6 +46,11 @@ def write(folder: pathlib.Path) -> str:
     return summary.table(rows, _planned(config, grid, rows))
 
 
+def paths(folder: pathlib.Path) -> str:
+    """Where a report lies, for people: the Markdown, and the page for a browser."""
+    return f"{folder / 'report.md'}\n{folder / 'report.html'} (the same with its figures inside, for a browser)"
+
+
 def is_newest(folder: pathlib.Path) -> bool:
     """Whether a report stands beside the results and is not older."""
     made, rows = folder / "report.md", folder / "results.csv"
@@ -68,6 +74,7 @@ def _figures(experiment, grid, rows, curves, planned, folder):
 def _caption(draw, path):
     """What a plot shows, and which file of several it is."""
     words = inspect.getdoc(draw).splitlines()[0].rstrip(".")
+    words = re.sub(r"^(Figures? [^:]+:)", r"As the paper's \1", words)
     return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
 
 
@@ -213,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
         base = workdir.expand(cli.WORKDIR.value)
         several = workdir.subfolders(base)
         for folder in several or [base]:
-            print(f"{write(folder)}\n\n{folder / 'report.md'}")
+            print(f"{write(folder)}\n\n{paths(folder)}")
         if len(several) > 1:
             text = overview(several)
             write_whole(base / "summary.html", page.render(text, "All runs"))

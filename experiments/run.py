@@ -2,7 +2,7 @@
 
 python -m experiments.run                                    Figure 7 on the embedded synthetic data, under a minute
 python -m experiments.run --list                             the experiments: every table and figure of the paper
-python -m experiments.run --preset=paper --dry_run           what that would take here, measured in seconds
+python -m experiments.run --preset=paper --dry_run           what that would take here, measured in a minute or two
 python -m experiments.run --preset=paper                     Figure 15: CIFAR-10, ResNet-18, 36 cells; for a GPU
 python -m experiments.run --experiment=table1 --preset=paper --dataset=cifar10 --model=mlp,logistic   part of Table 1
 python -m experiments.run --shrink=0.2,0.4,0.6,0.8 --noise_scale=0,0.01,0.1         a grid
@@ -57,14 +57,18 @@ _SIDE_BY_SIDE = flags.DEFINE_integer(
     "Lanes that a device trains at once, the others after them.",
     lower_bound=1,
 )
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --workdir after its last finished round.")
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Go on with the run in --workdir where it stopped, also in the middle of a round."
+)
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
     checkpoint.SECONDS,
     "Between checkpoints in the middle of a round; one follows each round.",
     lower_bound=0,
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the grid, its programs, memory and time, measured in seconds.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the grid, its programs, memory and time, as measured here in a minute or two, and exit."
+)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each lane for TensorBoard, too.")
 _STREAM = flags.DEFINE_bool("stream", None, "Keep the data on the host and stream batches; same results.")
 
@@ -96,7 +100,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
             watcher.write(members[finished.group.name], finished)
             reporter.finished(finished)
-    print(f"\n{report.write(job.folder)}\n\n{job.folder / 'report.md'}", flush=True)
+    print(f"\n{report.write(job.folder)}\n\n{report.paths(job.folder)}", flush=True)
 
 
 def _board():

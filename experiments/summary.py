@@ -135,7 +135,7 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
       planned: how many rounds a line has in the end; one that has not come so far says where it stands.
 
     Returns:
-      The table, and below it one sentence on the lanes that did not reach the threshold or ended by NaN, if there are.
+      The table, and below it one sentence on the lanes that ended below --train_accuracy or ended by NaN, if there are.
     """
     summaries = summarize(rows, planned)
     names = varied(rows)
@@ -159,15 +159,16 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
 
 
 def not_converged(rows: Sequence[Row]) -> str:
-    """One sentence: how many lane-rounds did not reach the threshold, why they ended, in which lines and rounds."""
+    """One sentence: how many lane-rounds ended below --train_accuracy, why they ended, in which lines and rounds."""
     found = {line: [row for row in its if not row["converged"]] for line, its in by_line(rows).items()}
     ended = [row for its in found.values() for row in its]
     if not ended:
         return ""
-    reasons = Counter({"nan": "NaN"}.get(reason := row.get("stop_reason"), reason) for row in ended)
+    words = {"nan": "NaN", "cap": "cap of epochs"}
+    reasons = Counter(words.get(reason := row.get("stop_reason"), reason) for row in ended)
     why = ", ".join(f"{count:,} by {reason}" for reason, count in reasons.items())
     where = "; ".join(f"{label(line)} ({_rounds(its)})" for line, its in found.items() if its)
-    return f"{len(ended):,} of {len(rows):,} lane-rounds did not reach the threshold ({why}): {where}."
+    return f"{len(ended):,} of {len(rows):,} lane-rounds ended below --train_accuracy ({why}): {where}."
 
 
 def _rounds(rows):

@@ -116,10 +116,12 @@ def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
       The row of `results.csv` by the path of the file, by setting, seed and round.
 
     Raises:
-      UsageError: there are none, or an unknown column.
+      UsageError: there is no such folder, no network in it, or an unknown column.
       CheckpointError: a file is damaged.
     """
     folder = workdir.expand(str(folder))
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}: name one that experiments.run has written to")
     paths = sorted(folder.rglob(f"*{SUFFIX}"))
     if not paths:
         raise UsageError(f"no network was kept in {folder}; name the folder of a run (see --keep_networks)")

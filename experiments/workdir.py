@@ -245,7 +245,7 @@ def _check_empty(base):
     for folder in (base, *(path for path in base.glob("*") if path.is_dir())):
         if any((folder / name).exists() for name in ("results.csv", "checkpoints")):
             raise UsageError(
-                f"{folder} holds the results of another run; add --resume to go on with it, or choose another --workdir"
+                f"{folder} holds the results of a run; add --resume to go on with it, or choose another --workdir"
             )
 
 

@@ -129,7 +129,7 @@ def test_several_experiments_have_a_folder_each(tmp_path, capsys):
     call(experiment="online,two_phase", restart="warm_start", workdir=str(base), **{**TINY, "rounds": 1})
     assert len(read(base / "online")) == len(read(base / "two_phase")) == 2
     call(report, workdir=str(base))
-    assert "holds the results of another run" in fails(capsys, workdir=str(base))
+    assert "holds the results of a run" in fails(capsys, workdir=str(base))
     call(resume=True, workdir=str(base), rounds=2)
     assert len(read(base / "online")) == len(read(base / "two_phase")) == 4
     assert sorted(path.name for path in base.iterdir()) == [
@@ -500,7 +500,7 @@ def test_decoded_samples_stay_in_their_folder(tmp_path, key):
 
 def test_a_folder_with_another_run_is_left_alone(online, capsys, tmp_path):
     before = {path: path.read_bytes() for path in online.rglob("*") if path.is_file()}
-    assert "holds the results of another run; add --resume" in fails(capsys, workdir=str(online))
+    assert "holds the results of a run; add --resume" in fails(capsys, workdir=str(online))
     line = fails(capsys, workdir=str(online), resume=True, learning_rate=0.5)
     assert "has learning_rate=0.001, not 0.5" in line
     line = fails(capsys, workdir=str(online), resume=True, restart="warm_start")
@@ -565,6 +565,15 @@ def test_time_left_counts_what_is_left():
     reporter.finished(finished)
     assert "round 3 of 3, random init" in stream.getvalue()
     assert "about 1:00 min left" in stream.getvalue()
+
+
+def test_the_first_of_many_rounds_does_not_tell_the_time_left():
+    for rounds, said in (((100, 200), True), ((100, 200, 300), False)):
+        stream = io.StringIO()
+        reporter = progress.Reporter({"fresh": 0}, {"fresh": rounds}, {"fresh": "random init"}, stream)
+        result = RoundResult(0, 1, 100, 10, 1000, "threshold", 1.0, 0.0, 0.5, 1.0, 60.0, 1)
+        reporter.finished(sweeps.Finished(sweeps.Group("fresh", ()), [result], "fresh", {}, None))
+        assert ("left" in stream.getvalue()) == said
 
 
 def test_many_cells_get_a_figure_for_each_noise_scale(online, tmp_path):

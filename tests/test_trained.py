@@ -150,6 +150,8 @@ def test_none_is_kept_where_none_is_asked_for(tmp_path):
     assert not (tmp_path / "networks").exists()
     with pytest.raises(UsageError, match="no network was kept in"):
         trained.load(tmp_path)
+    with pytest.raises(UsageError, match=r"there is no folder .*/nowhere"):
+        trained.load(tmp_path / "nowhere")
 
 
 def test_a_row_that_is_there_keeps_its_network(folder, tmp_path):

@@ -139,7 +139,7 @@ def _panel(ax, points):
         )  # fmt: skip
         known.add(text)
     if not all(point.converged for point in points):
-        ax.plot([], [], "s", color=INK, markerfacecolor="white", label="hollow: a lane did not reach the threshold")
+        ax.plot([], [], "s", color=INK, markerfacecolor="white", label="hollow: a lane ended below --train_accuracy")
     ax.set_xlim(0, 1.08 * max(factor * point.costs.max() for point in points))
     ax.set_xlabel(f"samples visited in all rounds ({unit})")
     ax.set_ylabel("validation accuracy after the last round (%)")

@@ -15,7 +15,7 @@ from experiments.summary import summarize
 
 SHORT, LOST, UNPRINTED = "///", "xxx", "\\\\\\"
 MEANINGS = {
-    SHORT: "a lane did not reach the threshold in some round",
+    SHORT: "a lane ended a round below --train_accuracy",
     LOST: "a lane ended by NaN",
     UNPRINTED: "not in the paper: too small to be trained",
 }

@@ -132,8 +132,8 @@ def _prepare(name, folder):
     where = f"data set {name!r} is not prepared in {folder}"
     if importlib.util.find_spec("tensorflow") is None and name.split("/")[0].split(":")[0] not in WITHOUT_TENSORFLOW:
         raise DataError(
-            f"{where}, and preparing it needs TensorFlow: pip install tensorflow, then run this again, "
-            "or name a folder that has it with --data_dir"
+            f"{where}, and preparing it needs TensorFlow: pip install tensorflow, then run this again; "
+            "or name a folder that has it with --data_dir or TFDS_DATA_DIR"
         )
     if not _network():
         raise DataError(f"{where}, and there is no network to download it; name a folder that has it with --data_dir")
