@@ -6,6 +6,7 @@ import tempfile
 
 import jax
 import pytest
+from absl import flags
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
@@ -34,6 +35,13 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def parsed_flags():
+    """So that a test may call a binary's `main`."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["tests"])
 
 
 @pytest.fixture

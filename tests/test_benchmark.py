@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import benchmark, floor
@@ -10,12 +9,6 @@ from sp_jax import models, training
 from sp_jax.types import Dataset
 
 PIXELS = Dataset(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6, dtype=np.int32) % 2, 2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 def call(**given):

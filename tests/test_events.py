@@ -5,7 +5,6 @@ import sys
 
 import grain  # noqa: F401  (defines flags when first imported, which flagsaver would forget again)
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -24,8 +23,6 @@ GIVEN = {
 
 
 def call(**given):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
     with flagsaver.flagsaver(**given):
         run.main(["tests"])
 

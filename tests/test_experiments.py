@@ -8,7 +8,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import claims, comparison, grid, paper, registry, report, results, run, summary
@@ -34,12 +33,6 @@ SMALLER = {
 }  # fmt: skip
 ONLINE = {"samples_per_round": 25}
 FIRST_OF_ITS_FIGURES = {str(registry.get(name).figures): name for name in reversed(registry.NAMES)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 @pytest.fixture(autouse=True)

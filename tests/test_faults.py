@@ -13,7 +13,6 @@ import sys
 import time
 
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import repeats, results, run, stop, workdir
@@ -26,12 +25,6 @@ import soak
 TINY = {"model": "logistic", "seeds": 2, "rounds": 2, "max_epochs": 3, "restart": "warm_start"}
 COLUMNS = ("name", "round", "value")
 ROWS = [{"name": "100,100", "round": str(i), "value": f"0.{i}"} for i in range(6)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 def call(**given):

@@ -6,7 +6,6 @@ import grain  # noqa: F401  (defines flags when first imported, which flagsaver 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import build, forecast, results, run, watch
@@ -21,8 +20,6 @@ GIVEN = {
 
 
 def call(**given):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
     with flagsaver.flagsaver(**given):
         run.main(["tests"])
 

@@ -29,12 +29,6 @@ TINY = {  # what is made smaller here, so that a page takes seconds
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
-
-
 def blocks(text):
     """(language, content) of the fenced blocks."""
     return re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)

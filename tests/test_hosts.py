@@ -11,7 +11,6 @@ import time
 
 import jax
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import run
@@ -23,12 +22,6 @@ ENVIRONMENT = {  # one device each; compiled as the tests' own process has it
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
 }  # fmt: skip
 MEASURED = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import build, grid, progress, registry, report, results, run, settings, summary, workdir
@@ -30,12 +29,6 @@ COLUMNS = [
     "train_loss", "validation_accuracy", "validation_loss", "seconds", "lanes",
 ]  # fmt: skip
 TINY = {"hidden": "8", "seeds": 2, "rounds": 2, "max_epochs": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 def call(binary=run, **given):

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import build, grid, report, results, run, trained
@@ -20,12 +19,6 @@ from sp_jax.types import HParams, RoundResult, TrainState
 TINY = {"hidden": "8", "seeds": 2, "rounds": 2, "max_epochs": 3, "pairs": "0.6:0.01"}
 KEY = jax.random.key(0)
 LANE = {"restart": "shrink_perturb", "shrink": 0.6, "noise_scale": 0.01, "seed": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["tests"])
 
 
 def call(binary=run, **given):
