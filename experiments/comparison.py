@@ -5,30 +5,48 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import paper, summary
+from experiments import paper, registry, summary
 from experiments.results import Row
-from experiments.summary import TASK, Line, LineSummary
+from experiments.summary import TASK, Line, LineSummary, Plan
 
 
 class Compared(NamedTuple):
-    """A number of the paper and ours; ours is None where it was not run."""
+    """A number of the paper and ours; ours is None where it was not run, or no lane is left after a NaN."""
 
     number: paper.Number
     ours: float | None
-    deviation: float
-    seeds: int
-    line: Line | None = None  # of ours
+    deviation: float = float("nan")  # sample deviation of ours; NaN with one seed, and of a cost
+    found: LineSummary | None = None  # of ours
+
+    @property
+    def line(self) -> Line | None:
+        """Returns which line of ours it is."""
+        return self.found and self.found.line
+
+    @property
+    def seeds(self) -> int:
+        """Returns how many seeds our number is of."""
+        return self.found.seeds if self.found else 0
+
+    @property
+    def errors(self) -> float:
+        """Returns the difference in standard errors of itself; NaN where one of the two has no deviation."""
+        theirs = self.number.deviation
+        if self.ours is None or theirs is None or np.isnan(self.deviation):
+            return float("nan")
+        error = np.sqrt(theirs**2 / paper.SEEDS + self.deviation**2 / self.seeds)
+        return float((self.ours - self.number.value) / error) if error else float("nan")
 
 
 def compare(
-    experiment: str, rows: Sequence[Row], planned: Mapping[Line, int] | None = None
+    experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None
 ) -> tuple[list[Compared], bool]:
     """Every number that the paper prints for an experiment, with ours.
 
     Args:
       experiment: its name.
       rows: of a run, maybe a partial one.
-      planned: how many rounds each line has in the end; one that has not come so far is not compared.
+      planned: how far each line goes in the end; one that has not come so far is not compared.
 
     Returns:
       The numbers, and whether data set, model and optimiser are the paper's. Where they are not (a quick preset), ours
@@ -44,12 +62,19 @@ def compare(
     heads = [
         (found[0], summaries[line], len({row["round"] for row in found}))
         for line, found in lines.items()
-        if summaries[line].round >= (planned or {}).get(line, 0)
+        if summaries[line].seeds and (line not in (planned or {}) or summaries[line].round >= planned[line].rounds)
     ]
     return [_compare(number, heads) for number in numbers], same
 
 
-def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str:
+HEADER = ("what", "paper", "ours", "difference", "in standard errors", "seeds")
+ERRORS = (
+    f"± is the sample deviation over the seeds (the paper's {paper.SEEDS}, ours in the last column). A difference is "
+    "also in standard errors of itself, as these deviations give them."
+)
+
+
+def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> str:
     """`paper | ours | difference | seeds` as Markdown, of what was run; empty where the paper prints no number.
 
     See `compare`.
@@ -58,35 +83,50 @@ def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, int] | No
     if not compared:
         return ""
     ran = [each for each in compared if each.ours is not None]
-    found = [("what", "paper", "ours", "difference", "seeds"), *(_line(each, same=same) for each in ran)]
+    found = [HEADER, *(cells(each, same=same) for each in ran)]
     rest = f"Of the paper's {len(compared)} numbers here, {len(compared) - len(ran)} were not run."
     ours = ", ".join(" and ".join(dict.fromkeys(row[name] for row in rows)) for name in TASK)
     note = "" if same else f"Ours are of {ours}, not of the paper's data: read the order, not the numbers.\n\n"
-    parts = [summary.markdown(found), "Times are ratios to random init."] if ran else []
+    parts = [summary.markdown(found), f"{ERRORS} Times are ratios to random init."] if ran else []
     return f"## Beside the paper\n\n{note}" + "\n\n".join([*parts, *([rest] if len(ran) < len(compared) else [])])
 
 
-def lines(
-    experiment: str, rows: Sequence[Row], planned: Mapping[Line, int] | None = None
-) -> tuple[list[tuple[str, ...]], int]:
-    """The lines of `table` of the numbers that were run on the paper's own data, and how many were not run."""
-    compared, same = compare(experiment, rows, planned)
-    found = [_line(each, same=True) for each in compared if each.ours is not None] if same else []
-    return found, len(compared) - len(found) if same else 0
+def count(compared: Sequence[Compared]) -> str:
+    """Two sentences: how many of all numbers that the paper prints have ours beside them, and how many are near.
+
+    Args:
+      compared: numbers of the paper that have ours beside them, of all runs; the same one may come more than once.
+    """
+    numbers = {_key(each.number) for each in compared}
+    printed = {_key(number) for name in registry.NAMES for number in paper.numbers(name)}
+    errors = [abs(each.errors) for each in compared if not np.isnan(each.errors)]
+    return (
+        f"{len(numbers)} of the {len(printed)} numbers that the paper prints have ours beside them, in {len(compared)} "
+        f"comparisons. Of these, {len(errors)} have a deviation on both sides, and {sum(e <= 2 for e in errors)} of "
+        "those lie within two standard errors of the difference."
+    )
 
 
-def _line(compared, *, same):
-    number, ours, deviation, seeds, _ = compared
+def _key(number):
+    """What makes a printed number itself; Table 1 serves two experiments."""
+    return number._replace(where=tuple(sorted(number.where.items())))
+
+
+def cells(compared: Compared, *, same: bool) -> tuple[str, ...]:
+    """The cells of a number that was run, as `HEADER` names them; no difference where the data are not the same."""
+    number, ours, deviation, found = compared
     digits, unit = (2, "x") if number.cost else (1, " %")
-    printed = f"{number.value:.{digits}f}{_spread(number.deviation)}{unit}"
+    printed = f"{number.value:.{digits}f}{summary.spread(number.deviation)}{unit}"
     difference = f"{ours - number.value:+.{digits}f}" if same else ""
-    return (_what(number), printed, f"{ours:.{digits}f}{_spread(deviation)}{unit}", difference, str(seeds))
+    errors = f"{compared.errors:+.1f}" if same and not np.isnan(compared.errors) else ""
+    mine = f"{ours:.{digits}f}{summary.spread(deviation)}{unit}"
+    return (_what(number), printed, mine, difference, errors, found.seeds_of)
 
 
 def _compare(number, heads):
     found: list[tuple[LineSummary, int]] = [(s, rounds) for row, s, rounds in heads if _matches(number.where, row)]
     if not found:
-        return Compared(number, None, float("nan"), 0)
+        return Compared(number, None)
     ours, rounds = found[0]
     if number.cost:
         value, deviation = ours.ratio_total if rounds > 2 else ours.ratio_last, float("nan")
@@ -94,7 +134,7 @@ def _compare(number, heads):
         value, deviation = ours.first_accuracy, ours.first_deviation
     else:
         value, deviation = ours.accuracy, ours.deviation
-    return Compared(number, None if np.isnan(value) else value, deviation, ours.seeds, ours.line)
+    return Compared(number, value, deviation, ours) if not np.isnan(value) else Compared(number, None)
 
 
 def _matches(where: Mapping[str, str | float], row: Row) -> bool:
@@ -115,7 +155,3 @@ def _what(number):
         if not (name == "weight_decay" and value == 0)
     ]
     return ", ".join([*words, *(["first round"] if number.first else []), *(["time"] if number.cost else [])])
-
-
-def _spread(deviation):
-    return "" if deviation is None or np.isnan(deviation) else f" ± {deviation:.1f}"

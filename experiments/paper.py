@@ -9,11 +9,12 @@ class Number(NamedTuple):
 
     where: Mapping[str, str | float]  # columns of results.csv
     value: float  # per cent of accuracy, or time as a ratio to random init's
-    deviation: float | None = None  # over the paper's five seeds, where it is printed
+    deviation: float | None = None  # standard deviation over the paper's five seeds, where it is printed
     cost: bool = False  # a time: ours is samples visited
     first: bool = False  # after the first round; else after the last
 
 
+SEEDS = 5  # "all experiments were run five times to report means and standard deviations" (Section 3)
 DATASETS = ("cifar10", "svhn_cropped", "cifar100")
 _COLUMNS = [(model, optimizer) for model in ("resnet18", "mlp", "logistic") for optimizer in ("sgd", "adam")]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.summary import is_lost
 from sp_jax.sweeps import Finished, Group
 from sp_jax.types import Progress, StopReason
 
@@ -68,11 +69,13 @@ class Reporter:
         self._work += trained * self._epochs[name] * first.num_train
         self._seconds += trained * first.seconds * len(results) / first.lanes
         self._partial = 0.0
-        accuracy = 100 * float(np.mean([result.validation_accuracy for result in results]))
+        kept = [100 * result.validation_accuracy for result in results if not is_lost(result._asdict())]
+        accuracy = f"validation accuracy {np.mean(kept):.1f} %" if kept else "no validation accuracy"
+        accuracy += f" ({len(results) - len(kept)} of {len(results)} lanes ended by NaN)" * (len(kept) < len(results))
         lanes = " for one lane" if first.lanes == 1 else f" for all {first.lanes} lanes"
         lanes *= not self._terminal  # whose line has room for the time left, not for both
         self._say(
-            f"{self._where(name, first.round)}: validation accuracy {accuracy:.1f} %, {self._epochs[name]:.1f} epochs, "
+            f"{self._where(name, first.round)}: {accuracy}, {self._epochs[name]:.1f} epochs, "
             f"{first.seconds:.1f} s{lanes}{self._left()}",
             passing=self._terminal,
         )

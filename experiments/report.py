@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import claims, cli, comparison, page, plotting, registry, results, summary, workdir
+from experiments import claims, cli, comparison, page, plotting, registry, results, summary, verdicts, workdir
 from experiments.grid import Grid, resolve, several
 from experiments.plotting import style
 from experiments.settings import FIELDS, UsageError
 from sp_jax.files import write_whole
 
 flags.adopt_module_key_flags(cli)
+
+NO_SETTING = (*results.MEASURED, *summary.LANE)  # columns that may be named as a setting is
 
 
 def write(folder: pathlib.Path) -> str:
@@ -68,7 +70,8 @@ def _figures(experiment, grid, rows, curves, planned, folder):
         draw = plotting.beside_the_paper
         made += [(path, draw) for path in draw(rows, compared, folder)]
     several = [draw for _, draw in made]
-    return [(path, _caption(draw, path if several.count(draw) > 1 else None)) for path, draw in made]
+    lost = "; lanes that ended by NaN are left out" if any(map(summary.is_lost, rows)) else ""
+    return [(path, _caption(draw, path if several.count(draw) > 1 else None) + lost) for path, draw in made]
 
 
 def _caption(draw, path):
@@ -89,8 +92,8 @@ def _report(config, grid, rows, curves, figures):
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
         f"`{' '.join(['python -m experiments.run', *typed])}`",
         summary.table(rows, planned),
-        "Mean ± sample deviation over the seeds; samples visited are the cost that depends on no machine, in brackets "
-        "as a ratio to random init.",
+        "Accuracies are means over the seeds; samples visited are the cost that depends on no machine, in brackets as "
+        "a ratio to random init.",
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(experiment, rows, curves, planned, whole=_is_whole(experiment, grid)),
@@ -112,9 +115,9 @@ def overview(folders: Sequence[pathlib.Path]) -> str:
       folders: of one experiment each.
 
     Returns:
-      The text: a checklist of the claims, `paper | ours | difference | seeds | setting`, every test of every claim.
+      The text: a checklist of the claims, the paper's numbers beside ours, every test of every claim.
     """
-    tested, numbers = [], [("run", "what", "paper", "ours", "difference", "seeds", "setting")]
+    tested, compared, numbers = [], [], [("run", *comparison.HEADER, "setting")]
     for folder in folders:
         config = workdir.read_config(folder)
         experiment, grid = registry.get(config["experiment"]), Grid.from_json(config)
@@ -122,9 +125,12 @@ def overview(folders: Sequence[pathlib.Path]) -> str:
         planned, whole = _planned(config, grid, rows), _is_whole(experiment, grid)
         checked = claims.check(experiment.claims, rows, curves, planned, whole=whole)
         tested += [(number, folder.name, finding) for number, finding in checked]
-        if whole:
-            found, _ = comparison.lines(experiment.name, rows, planned)
-            numbers += [(folder.name, *line, _setting(experiment, grid)) for line in found]
+        found, same = comparison.compare(experiment.name, rows, planned)
+        if whole and same:
+            ran = [each for each in found if each.ours is not None]
+            compared += ran
+            setting = _setting(experiment, grid)
+            numbers += [(folder.name, *comparison.cells(each, same=True), setting) for each in ran]
     tested.sort(key=lambda item: item[0])
     every = [("claim", "run", "verdict", "test")]
     every += [(str(n), run, finding.verdict, finding.text) for n, run, finding in tested]
@@ -132,10 +138,13 @@ def overview(folders: Sequence[pathlib.Path]) -> str:
         "# Claims and numbers of all runs",
         "Written by `python -m experiments.report` from the runs in this folder; each has a report of its own.",
         "## The paper's claims",
+        verdicts.RULES,
+        "Runs are named; a number in brackets counts the tests in a run.",
         summary.markdown(_checklist(tested)),
         "## The paper's numbers beside ours",
+        comparison.count(compared),
         "Where data set, model and optimiser are the paper's; accuracies are on a random third, times are ratios to "
-        "random init.",
+        f"random init. {comparison.ERRORS}",
         summary.markdown(numbers),
         "## Every test of every claim",
         summary.markdown(every),
@@ -148,7 +157,7 @@ def _checklist(tested):
     lines = [("claim", "of the paper", "holds", "contradicted", "undecided")]
     for number, claim in claims.CLAIMS.items():
         cells = []
-        for verdict in (claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED):
+        for verdict in (verdicts.HOLDS, verdicts.CONTRADICTED, verdicts.UNDECIDED):
             runs = [run for n, run, finding in tested if n == number and finding.verdict == verdict]
             counts = {run: runs.count(run) for run in runs}
             cells.append(", ".join(run + (f" ({count})" if count > 1 else "") for run, count in counts.items()))
@@ -189,14 +198,19 @@ def _claims(experiment, rows, curves, planned, *, whole):
     found = claims.check(experiment.claims, rows, curves, planned, whole=whole)
     lines = [("claim", "of the paper", "ours", "test")]
     lines += [(str(n), claims.CLAIMS[n].text, finding.verdict, finding.text) for n, finding in found]
-    return "## Claims\n\n" + summary.markdown(lines) if found else ""
+    return f"## Claims\n\n{verdicts.RULES}\n\n{summary.markdown(lines)}" if found else ""
 
 
 def _planned(config, grid, rows):
-    """How many rounds each line has in the end."""
-    names, rounds = summary.varied(rows), config.get("rounds", {})
-    variants = {m: tuple((name, results.text(getattr(m.settings, name))) for name in names) for m in grid.members()}
-    return {summary.Line(v, m.cell): rounds.get(m.name, len(config["arrivals"])) for m, v in variants.items()}
+    """Returns how far each line goes in the end; lines without a row are named by what sets them apart, too."""
+    names, rounds, made = summary.varied(rows), config.get("rounds", {}), {}
+    same = {n: results.text(value) for n, value in rows[0].items() if n in FIELDS and n not in (*names, *NO_SETTING)}
+    for member in grid.members():
+        other = [n for n in same if results.text(getattr(member.settings, n)) != same[n]]
+        variant = tuple((name, results.text(getattr(member.settings, name))) for name in (*names, *other))
+        plan = summary.Plan(rounds.get(member.name, len(config["arrivals"])), member.settings.seeds)
+        made[summary.Line(variant, member.cell)] = plan
+    return made
 
 
 def _missing(config, grid, rows):
@@ -223,6 +237,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{write(folder)}\n\n{paths(folder)}")
         if len(several) > 1:
             text = overview(several)
+            print(next(line for line in text.splitlines() if "numbers that the paper prints" in line))
             write_whole(base / "summary.html", page.render(text, "All runs"))
             write_whole(base / "summary.md", text)
             print(base / "summary.md")

@@ -216,7 +216,7 @@ def read(path: pathlib.Path) -> list[Row]:
 def seconds(rows: Sequence[Row]) -> float:
     """How long all lanes of a run have trained, in s; rounds that several cells share count once."""
     shared = ("seed", "round", "seconds", "lanes", "samples_seen", "validation_loss")
-    once = {tuple(row[name] for name in shared): row["seconds"] / row["lanes"] for row in rows}
+    once = {tuple(text(row[name]) for name in shared): row["seconds"] / row["lanes"] for row in rows}
     return sum(once.values())
 
 

@@ -1,4 +1,8 @@
-"""Numbers from rows: the table that a run prints at its end and a report shows. Copes with rows that are missing."""
+"""Numbers from rows: the table that a run prints at its end and a report shows.
+
+Rows may be missing, and lanes may have ended by NaN: such a lane is out of every mean, deviation, cost and ratio, and
+the table says over how many of the planned seeds its numbers are.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,17 +18,14 @@ NAMES = {
     "fire": "FIRE", "l2_init": "L2 Init", "hare_tortoise": "Hare and Tortoise", "redo": "ReDo",
 }  # fmt: skip
 TASK = ("dataset", "model", "optimizer")  # lines are compared within one
-LANE = (
-    "experiment",
-    "restart",
-    "shrink",
-    "noise_scale",
-    "seed",
-    "round",
-    "epoch",
-    "name",
-    "value",
-)  # no part of a variant
+LANE = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")  # in no variant
+# A baseline may differ in these from the line that is held against it: it has no first phase of its own, or no method.
+FREE = (
+    "first_epochs", "first_batch_size", "first_learning_rate", "first_fraction", "trained", "method", "method_strength",
+)  # fmt: skip
+FAR_BELOW = 5  # points of accuracy
+MISSING = "-"
+DEVIATION = "± is the sample deviation over the seeds."
 
 
 class Line(NamedTuple):
@@ -34,27 +35,42 @@ class Line(NamedTuple):
     cell: Cell
 
 
+class Plan(NamedTuple):
+    """How far a line goes in the end."""
+
+    rounds: int
+    seeds: int
+
+
 class LineSummary(NamedTuple):
-    """One line over its seeds."""
+    """One line over its seeds, without the lanes that ended by NaN; NaN is a number that no lane is left for."""
 
     line: Line
-    seeds: int
+    seeds: int  # in the mean
+    complete: int  # of these, the seeds that have all rounds so far: the costs are theirs
+    planned: int  # seeds
     round: int  # the newest that any seed has finished
     accuracy: float  # per cent, mean over the seeds in that round
     deviation: float  # per cent, sample deviation; NaN with one seed
     samples_last: float  # visited in that round, mean over the seeds
-    samples_total: float  # visited in all rounds
+    samples_total: float  # visited in all rounds, mean over the seeds that have them all
     ratio_last: float  # to random init, over the seeds that both have; NaN where there are none
     ratio_total: float  # over the seeds and rounds that both have
     not_converged: int  # lanes and rounds that ended by plateau, cap or NaN
-    lost: int  # of those, the ones that ended by NaN
-    first_accuracy: float  # per cent, mean over the seeds in the first round
+    lost: int  # lanes that ended by NaN
+    first_accuracy: float  # per cent, mean over the same seeds in the first round
     first_deviation: float
 
     @property
     def cell(self) -> Cell:
         """The line's restart, λ and σ."""
         return self.line.cell
+
+    @property
+    def seeds_of(self) -> str:
+        """Returns how many seeds the numbers are of: `5`, `4 of 5`, or `5, costs of 4` where some lack a round."""
+        count = str(self.seeds) if self.seeds == self.planned else f"{self.seeds} of {self.planned}"
+        return count + (f", costs of {self.complete}" if self.complete < self.seeds else "")
 
 
 def varied(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -72,6 +88,50 @@ def by_line(rows: Sequence[Row]) -> dict[Line, list[Row]]:
     return lines
 
 
+def is_lost(row: Row) -> bool:
+    """Returns whether a lane's round ended by NaN; rows of older programs may hold a finite accuracy all the same."""
+    return row.get("stop_reason") == "nan" or not np.isfinite(row["validation_accuracy"])
+
+
+def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]:
+    """Leaves out the lanes that ended by NaN.
+
+    Args:
+      rows: of `results.csv`.
+      wanted: rows of the same lanes, as of `curves.csv`; by default those of `results.csv`.
+
+    Returns:
+      Those that are wanted whose lane ended no round by NaN.
+    """
+    wanted = rows if wanted is None else wanted
+    if not wanted or not rows:
+        return list(wanted)
+    names = [n for n in rows[0] if n in wanted[0] and n != "round" and n not in (*MEASURED, *SIMILARITIES)]
+    lost = {tuple(text(row[name]) for name in names) for row in rows if is_lost(row)}
+    return [row for row in wanted if tuple(text(row[name]) for name in names) not in lost] if lost else list(wanted)
+
+
+def complete(rows: Sequence[Row], rounds: int) -> list[Row]:
+    """Returns the rows of the seeds of one line that have all of so many rounds, none of them ended by NaN."""
+    lanes = {}
+    for row in rows:
+        lanes.setdefault(row["seed"], []).append(row)
+    wanted = set(range(1, rounds + 1))
+    whole = [its for its in lanes.values() if wanted <= {r["round"] for r in its} and not any(map(is_lost, its))]
+    return [row for its in whole for row in its]
+
+
+def trained(accuracies: Sequence[float], converged: Sequence[bool]) -> list[bool]:
+    """Returns which lines learned their samples: all that converged, and others not far below the worst of these.
+
+    Args:
+      accuracies: of each line, per cent.
+      converged: whether all its lanes reached the training accuracy in all rounds.
+    """
+    least = min((a for a, c in zip(accuracies, converged, strict=True) if c), default=0) - FAR_BELOW
+    return [c or a >= least for a, c in zip(accuracies, converged, strict=True)]
+
+
 def last_round(rows: Sequence[Row]) -> list[Row]:
     """The rows of the newest round that any seed has finished."""
     newest = max((row["round"] for row in rows), default=0)
@@ -79,14 +139,15 @@ def last_round(rows: Sequence[Row]) -> list[Row]:
 
 
 def baseline(line: Line, lines: Mapping[Line, list[Row]], restart: str = "random_init") -> Line | None:
-    """The line of a baseline whose variant is most like this one's; None where it was not run."""
+    """The line of a baseline with this one's settings, the most alike in those that may differ; None where none is."""
     wanted = dict(line.variant)
-    same_data = [
+    alike = [
         other
         for other in lines
-        if other.cell.restart == restart and all(dict(other.variant).get(name) == wanted.get(name) for name in TASK)
+        if other.cell.restart == restart
+        and all(value == wanted.get(name) for name, value in other.variant if name not in FREE)
     ]
-    return max(same_data, key=lambda other: len(set(other.variant) & set(line.variant)), default=None)
+    return max(alike, key=lambda other: len(set(other.variant) & set(line.variant)), default=None)
 
 
 def seeds_of(rows: Sequence[Row]) -> int:
@@ -107,35 +168,43 @@ def label(line: Line, without: Sequence[str] = ()) -> str:
     return ", ".join([*words, restart])
 
 
-def summarize(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> list[LineSummary]:
+def summarize(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> list[LineSummary]:
     """One summary for each line.
 
     Args:
       rows: of a run, maybe a partial one.
-      planned: how many rounds each line has in the end. Costs of finished lines are compared whole; otherwise over the
+      planned: how far each line goes in the end. Costs of finished lines are compared whole; otherwise over the
         rounds that both have.
 
     Returns:
       The summaries, in the order of the lines.
     """
-    lines = by_line(rows)
-    done = {n for n, found in lines.items() if planned and last_round(found)[0]["round"] >= planned.get(n, 0)}
+    lines, planned = by_line(rows), planned or {}
     made = []
     for line, found in lines.items():
         other = baseline(line, lines)
-        made.append(_summarize(line, found, lines.get(other, []), whole={line, other} <= done))
+        base = lines.get(other, [])
+        ends = [planned[n].rounds for n in (line, other) if n in planned]
+        if len(ends) == 2 and all(last_round(its)[0]["round"] >= n for its, n in zip((found, base), ends, strict=True)):
+            both = [complete(its, n) for its, n in zip((found, base), ends, strict=True)]
+            ratios = [_ratio(*map(last_round, both), ("seed",)), _ratio(*both, ("seed",))]
+        else:
+            key = ("seed", "round")
+            ratios = [_ratio(its, sound(base), key) for its in (last_round(sound(found)), sound(found))]
+        made.append(_summarize(line, found, planned.get(line), *ratios))
     return made
 
 
-def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str:
+def table(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> str:
     """The summaries as a Markdown table, costs also as a ratio to random init where that was run.
 
     Args:
       rows: of a run, maybe a partial one.
-      planned: how many rounds a line has in the end; one that has not come so far says where it stands.
+      planned: how far each line goes in the end; one that has not come so far says where it stands.
 
     Returns:
-      The table, and below it one sentence on the lanes that ended below --train_accuracy or ended by NaN, if there are.
+      The table, and below it what ± is, and one sentence each on the lanes that ended below --train_accuracy and on
+      those that ended by NaN, if there are.
     """
     summaries = summarize(rows, planned)
     names = varied(rows)
@@ -148,14 +217,19 @@ def table(rows: Sequence[Row], planned: Mapping[Line, int] | None = None) -> str
         ),
     ]  # fmt: skip
     for s in summaries:
-        spread = "" if np.isnan(s.deviation) else f" ± {s.deviation:.1f}"
-        behind = f" (round {s.round})" if s.round < (planned or {}).get(s.line, 0) else ""
-        accuracy = f"{s.accuracy:.1f}{spread} %{behind}"
+        behind = f" (round {s.round})" if s.line in (planned or {}) and s.round < planned[s.line].rounds else ""
+        accuracy = f"{s.accuracy:.1f}{spread(s.deviation)} %{behind}" if s.seeds else "lost: NaN in all lanes"
         costs = _cost(s.samples_total, s.ratio_total), _cost(s.samples_last, s.ratio_last)
         values = ["" if value == "None" else value for _, value in s.line.variant]
-        first = [f"{s.first_accuracy:.1f} %"] if two else []
-        lines.append((*values, *s.cell, *first, accuracy, *costs, str(s.seeds)))
-    return "\n\n".join(filter(None, (markdown(lines), not_converged(rows))))
+        first = [MISSING if np.isnan(s.first_accuracy) else f"{s.first_accuracy:.1f} %"] if two else []
+        lines.append((*values, *s.cell, *first, accuracy, *costs, s.seeds_of))
+    deviation = DEVIATION if any(not np.isnan(s.deviation) for s in summaries) else ""
+    return "\n\n".join(filter(None, (markdown(lines), deviation, not_converged(rows), lost(rows))))
+
+
+def spread(deviation: float | None) -> str:
+    """A deviation as it stands behind a mean; nothing where there is none."""
+    return "" if deviation is None or np.isnan(deviation) else f" ± {deviation:.1f}"
 
 
 def not_converged(rows: Sequence[Row]) -> str:
@@ -164,11 +238,22 @@ def not_converged(rows: Sequence[Row]) -> str:
     ended = [row for its in found.values() for row in its]
     if not ended:
         return ""
-    words = {"nan": "NaN", "cap": "cap of epochs"}
-    reasons = Counter(words.get(reason := row.get("stop_reason"), reason) for row in ended)
+    words = {"cap": "cap of epochs"}
+    reasons = Counter("NaN" if is_lost(r) else words.get(r.get("stop_reason"), r.get("stop_reason")) for r in ended)
     why = ", ".join(f"{count:,} by {reason}" for reason, count in reasons.items())
     where = "; ".join(f"{label(line)} ({_rounds(its)})" for line, its in found.items() if its)
     return f"{len(ended):,} of {len(rows):,} lane-rounds ended below --train_accuracy ({why}): {where}."
+
+
+def lost(rows: Sequence[Row]) -> str:
+    """One sentence: which lanes ended by NaN, and from which round on."""
+    found = {line: [row for row in its if is_lost(row)] for line, its in by_line(rows).items()}
+    where = []
+    for line, its in found.items():
+        rounds = {row["seed"]: min(r["round"] for r in its if r["seed"] == row["seed"]) for row in its}
+        lanes = ", ".join(f"seed {seed} from round {first}" for seed, first in rounds.items())
+        where += [f"{label(line)} ({lanes})"] if its else []
+    return f"Lanes that ended by NaN are out of all means, costs and tests: {'; '.join(where)}." if where else ""
 
 
 def _rounds(rows):
@@ -186,27 +271,38 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(made)
 
 
-def _summarize(line, rows, base, *, whole):
-    final = last_round(rows)
-    first = [100 * row["validation_accuracy"] for row in rows if row["round"] == 1]
-    accuracies = [100 * row["validation_accuracy"] for row in final]
-    seeds = seeds_of(rows)
-    last = last_round(base) if whole else base
+def _summarize(line, rows, plan, ratio_last, ratio_total):
+    kept = sound(rows)
+    final = last_round(kept)
+    seeds = {row["seed"] for row in final}
+    newest = final[0]["round"] if final else last_round(rows)[0]["round"]
+    whole = complete(rows, newest)
+    accuracy, deviation = _mean_and_deviation(final)
+    first = _mean_and_deviation([row for row in kept if row["round"] == 1 and row["seed"] in seeds])
     return LineSummary(
         line=line,
-        seeds=len(final),
-        round=final[0]["round"],
-        accuracy=float(np.mean(accuracies)),
-        deviation=float(np.std(accuracies, ddof=1)) if len(final) > 1 else float("nan"),
-        samples_last=float(np.mean([row["samples_seen"] for row in final])),
-        samples_total=sum(row["samples_seen"] for row in rows) / seeds,
-        ratio_last=_ratio(final, last, ("seed",) if whole else ("seed", "round")),
-        ratio_total=_ratio(rows, base, ("seed",) if whole else ("seed", "round")),
+        seeds=len(seeds),
+        complete=seeds_of(whole),
+        planned=plan.seeds if plan else seeds_of(rows),
+        round=newest,
+        accuracy=accuracy,
+        deviation=deviation,
+        samples_last=float(np.mean([row["samples_seen"] for row in final])) if final else float("nan"),
+        samples_total=sum(row["samples_seen"] for row in whole) / seeds_of(whole) if whole else float("nan"),
+        ratio_last=ratio_last,
+        ratio_total=ratio_total,
         not_converged=sum(not row["converged"] for row in rows),
-        lost=sum(row.get("stop_reason") == "nan" for row in rows),
-        first_accuracy=float(np.mean(first)) if first else float("nan"),
-        first_deviation=float(np.std(first, ddof=1)) if len(first) > 1 else float("nan"),
+        lost=seeds_of([row for row in rows if is_lost(row)]),
+        first_accuracy=first[0],
+        first_deviation=first[1],
     )
+
+
+def _mean_and_deviation(rows):
+    """Validation accuracy in per cent: the mean and the sample deviation, NaN where there are too few."""
+    values = [100 * row["validation_accuracy"] for row in rows]
+    mean = float(np.mean(values)) if values else float("nan")
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def _ratio(rows, base, key):
@@ -221,6 +317,8 @@ def _ratio(rows, base, key):
 
 
 def _cost(samples, ratio):
+    if np.isnan(samples):
+        return MISSING
     return f"{samples / 1_000:,.0f}k" + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)")
 
 

@@ -14,7 +14,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import comparison, page, paper, plotting, report, results, summary
+from experiments import comparison, page, paper, plotting, report, results, summary, workdir
 from experiments.plotting import fronts, grids, style
 
 MIXTURE = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "online_mixture"
@@ -217,3 +217,18 @@ def test_a_browser_shows_the_page(run, tmp_path):
     for colour in style.COLOURS[:2]:  # of the lines in the first figure
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.sum(np.abs(pixels - wanted).max(-1) < 3) > 100
+
+
+def test_the_kept_summary_and_the_readmes_tables_are_what_the_code_says():
+    folder = MIXTURE.parent
+    text = report.overview(workdir.subfolders(folder))
+    assert (folder / "summary.md").read_text() == text
+    readme = (folder.parents[1] / "README.md").read_text()
+    claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert claims in readme
+    assert numbers in readme
+    counted = re.search(r"(\d+) of the (\d+) numbers .* in (\d+) comparisons.* and (\d+) of those", text).groups()
+    said = re.search(
+        r"(\d+) of the (\d+) numbers that .* in (\d+)\s+comparisons, of\s+which (\d+) lie", " ".join(readme.split())
+    )
+    assert said.groups() == counted

@@ -560,6 +560,17 @@ def test_time_left_counts_what_is_left():
     assert "about 1:00 min left" in stream.getvalue()
 
 
+def test_a_round_tells_the_mean_of_the_lanes_that_are_left():
+    found = ((0, "cap", 0.7), (1, "nan", 0.1))
+    lanes = [RoundResult(s, 3, 300, 10, 3000, r, 1.0, 0.0, a, 1.0, 60.0, 2) for s, r, a in found]
+    whole = "accuracy 70.0 % (1 of 2 lanes ended by NaN),", "no validation accuracy (1 of 1 lanes ended by NaN),"
+    for results_, said in zip((lanes, lanes[1:]), whole, strict=True):
+        stream = io.StringIO()
+        reporter = progress.Reporter({"fresh": 2}, {"fresh": (100, 200, 300)}, {"fresh": "random init"}, stream)
+        reporter.finished(sweeps.Finished(sweeps.Group("fresh", ()), results_, "fresh", {}, None))
+        assert said in stream.getvalue()
+
+
 def test_the_first_of_many_rounds_does_not_tell_the_time_left():
     for rounds, said in (((100, 200), True), ((100, 200, 300), False)):
         stream = io.StringIO()

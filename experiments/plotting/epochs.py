@@ -9,6 +9,7 @@ from experiments.results import Row
 from experiments.summary import by_line, label
 
 
+@style.of_sound_lanes
 def learning_curves(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Figure 1: training and validation accuracy of each epoch, rounds one after the other."""
     figure, axes = style.panels(style.title(rows))
@@ -33,6 +34,7 @@ def learning_curves(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.
     return [style.save(figure, folder, "learning_curves")]
 
 
+@style.of_sound_lanes
 def gradient_norms(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Figure 5: gradient norms of the old and of the new data in the second phase, a panel for each restart."""
     lines = by_line([row for row in curves if row["name"].startswith("gradient_norm")])

@@ -9,10 +9,9 @@ import numpy as np
 
 from experiments.plotting import style
 from experiments.results import Row
-from experiments.summary import TASK, Line, by_line, label
+from experiments.summary import TASK, Line, by_line, complete, label, trained
 
 INK = "#333333"
-FAR_BELOW = 5  # points of accuracy
 # Where a text may stand, as offsets from its point (in points), the best first: the front rises to the right.
 SIDES = ((-1, 1), (1, -1), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1))
 NEAR = 9
@@ -34,17 +33,18 @@ class Point(NamedTuple):
         return float(np.mean(self.costs)), float(np.mean(self.accuracies))
 
 
+@style.of_sound_lanes
 def pareto(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Accuracy after the last round against the samples visited in all rounds, and the Pareto front of the means.
 
     A panel for each data set, model and optimiser. Lines that have not come to the last round are left out, and those
-    that ended by NaN, or did not converge and are far below all that did.
+    that did not converge and are far below all that did.
     """
     del curves
     tasks = {}
     for point in _points(rows):
         tasks.setdefault(tuple((n, v) for n, v in point.line.variant if n in TASK), []).append(point)
-    tasks = {task: trained for task, points in tasks.items() if (trained := _trained(points))}
+    tasks = {task: kept for task, points in tasks.items() if (kept := _trained(points))}
     if not tasks:
         return []
     size = {"height": 5.5, "width": 9} if max(map(len, tasks.values())) > 2 * style.MOST_LINES else {"height": 4.6}
@@ -81,17 +81,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 def _points(rows):
     newest = max(row["round"] for row in rows)
     for line, found in by_line(rows).items():
-        last = {row["seed"]: row for row in found if row["round"] == newest}
-        costs = [sum(row["samples_seen"] for row in found if row["seed"] == seed) for seed in last]
+        whole = complete(found, newest)
+        last = {row["seed"]: row for row in whole if row["round"] == newest}
+        costs = [sum(row["samples_seen"] for row in whole if row["seed"] == seed) for seed in last]
         accuracies = [100 * row["validation_accuracy"] for row in last.values()]
         if last:
             yield Point(line, np.array(costs), np.array(accuracies), all(row["converged"] for row in found))
 
 
 def _trained(points):
-    """Without those that ended by NaN or were too small to be trained, which would flatten all others."""
-    least = min((point.at[1] for point in points if point.converged), default=0) - FAR_BELOW
-    return [point for point in points if point.converged or point.at[1] >= least]
+    """Leaves out what was too small to be trained, which would flatten all others."""
+    kept = trained([point.at[1] for point in points], [point.converged for point in points])
+    return [point for point, keep in zip(points, kept, strict=True) if keep]
 
 
 def _factor(points):

@@ -16,7 +16,7 @@ from experiments.summary import summarize
 SHORT, LOST, UNPRINTED = "///", "xxx", "\\\\\\"
 MEANINGS = {
     SHORT: "a lane ended a round below --train_accuracy",
-    LOST: "a lane ended by NaN",
+    LOST: "a lane ended by NaN and is left out",
     UNPRINTED: "not in the paper: too small to be trained",
 }
 ACCURACY = "final validation accuracy (%)"
@@ -135,7 +135,7 @@ def _map(ax, shrinks, sigmas, boxes: Boxes, limits, digits):
             edge = "lightgray" if dark else "gray"
             ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, hatch=hatch, fill=False, edgecolor=edge, linewidth=0))
         if hatch != UNPRINTED:
-            text = f"{value:.{digits}f}" if np.isfinite(value) else "NaN"
+            text = f"{value:.{digits}f}" if np.isfinite(value) else "NaN" if hatch == LOST else "-"
             ground = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
             looks = {"ha": "center", "va": "center", "fontsize": 9, "bbox": ground if hatch else None}
             ax.text(j, i, text, color="white" if dark else "black", **looks)

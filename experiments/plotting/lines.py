@@ -1,4 +1,4 @@
-"""Lines with a band of one deviation: over the rounds, or over a setting."""
+"""Lines with a band of one sample deviation: over the rounds, or over a setting."""
 
 import pathlib
 from collections import defaultdict
@@ -22,6 +22,7 @@ AXES = {
 EVEN = ("noise_scale", "strength")  # of many magnitudes, and 0
 
 
+@style.of_sound_lanes
 def rounds(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, x: str = "num_train"):
     """Figures 2, 7 and 12: validation accuracy and cost of each round.
 
@@ -52,6 +53,7 @@ def _rounds(lines, rows, x):
     return figure
 
 
+@style.of_sound_lanes
 def against(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, x: str, panels: str | None = None):
     """Figures 6, 9 and 10, Tables 3 and 4: accuracy and cost of the last round over a setting.
 
@@ -100,6 +102,7 @@ def _without(rows, x):
     return found
 
 
+@style.of_sound_lanes
 def regularization(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Table 3: accuracy over the strength of each penalty, L2 among them."""
     named = [
@@ -111,6 +114,7 @@ def regularization(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.P
     return against(named, curves, folder, x="strength", panels="penalty")
 
 
+@style.of_sound_lanes
 def early_switch(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Figure 4: accuracy while the first phase trains, and the damage of each switch as per cent of random init."""
     del curves

@@ -19,8 +19,9 @@ AXES = {
 }
 
 
+@style.of_sound_lanes
 def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
-    """Tables 1 and 5 as a picture: accuracy and cost of the last round, a point for each seed, mean and deviation."""
+    """Tables 1 and 5 as a picture: accuracy and cost of the last round of each seed, mean and sample deviation."""
     del curves
     lines = by_line(rows)
     figure, (left, right) = style.panels(style.title(rows), height=1.6 + 0.34 * len(lines))
@@ -44,6 +45,7 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     return [style.save(figure, folder, "accuracy_and_cost")]
 
 
+@style.of_sound_lanes
 def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, x: str, panels: str | None = None):
     """Figures 3, 11 and 33: validation accuracy of each model over its cost, or over what it keeps of its start."""
     del curves

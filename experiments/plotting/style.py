@@ -1,5 +1,6 @@
 """What all plots share: colours that the colour-blind tell apart, markers and dashes that grey keeps apart."""
 
+import functools
 import pathlib
 import re
 import textwrap
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.results import Row
-from experiments.summary import Line, seeds_of
+from experiments.summary import Line, seeds_of, sound
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe and Ito
 MARKERS = "os^Dv<>P"
@@ -28,6 +29,17 @@ SHRINK, NOISE_SCALE = "λ (shrink)", "σ (noise scale)"
 MANY_POINTS = 2_000  # a scatter of more is drawn as pixels, so that its SVG stays small
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
+
+
+def of_sound_lanes(draw):
+    """Makes a plot leave out the lanes that ended by NaN, and draw nothing where no other is left."""
+
+    @functools.wraps(draw)
+    def drawn(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, **options) -> list[pathlib.Path]:
+        kept = sound(rows)
+        return draw(kept, sound(rows, curves), folder, **options) if kept else []
+
+    return drawn
 
 
 def line_style(i: int) -> dict:
@@ -68,7 +80,7 @@ def title(rows: Sequence[Row]) -> str:
     """Experiment, data, model, optimiser and seeds."""
     count = seeds_of(rows)
     datasets = [d + " (synthetic)" * (d in SYNTHETIC) for d in _values(rows, "dataset")]
-    seeds = f"{count} seeds, mean ± deviation" if count > 1 else "1 seed"
+    seeds = f"{count} seeds, mean ± sample deviation" if count > 1 else "1 seed"
     what = ", ".join(" and ".join(values) for values in (datasets, _values(rows, "model"), _values(rows, "optimizer")))
     return f"{rows[0]['experiment']}: {what}; {seeds}"
 
