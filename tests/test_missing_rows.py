@@ -1,5 +1,6 @@
 """Reports of what is not there: lanes that ended by NaN, seeds that are missing, rows deleted at random."""
 
+import functools
 import json
 import pathlib
 import re
@@ -16,15 +17,12 @@ FOLDERS = {"online": "online_mixture", "two_phase": "two_phase_cifar10_mlp_tanh"
 TRUE = (0.69, 0.70, 0.71, 0.70, 0.70)
 
 
-@pytest.fixture(scope="module")
-def kept():
-    """The kept run of each experiment: configuration, rows and curves."""
-    found = {}
-    for name in registry.NAMES:
-        folder = KEPT / FOLDERS.get(name, f"{name}_quick")
-        rows, curves = results.read(folder / "results.csv"), results.read_curves(folder / "curves.csv")
-        found[name] = workdir.read_config(folder), rows, curves
-    return found
+@functools.cache
+def kept(name):
+    """The kept run of an experiment: configuration, rows and curves."""
+    folder = KEPT / FOLDERS.get(name, f"{name}_quick")
+    rows, curves = results.read(folder / "results.csv"), results.read_curves(folder / "curves.csv")
+    return workdir.read_config(folder), rows, curves
 
 
 def cells(text):
@@ -114,9 +112,9 @@ def deleted(rows, fraction, key):
 
 
 @pytest.mark.parametrize("name", registry.NAMES)
-def test_any_rows_may_be_deleted(name, kept, tmp_path, monkeypatch):
+def test_any_rows_may_be_deleted(name, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, folder, name: figure.draw_without_rendering() or folder / name)
-    config, rows, curves = kept[name]
+    config, rows, curves = kept(name)
     experiment, grid = registry.get(name), report.Grid.from_json(config)
     for i, fraction in enumerate((1 / len(rows), 0.05, 0.3, 0.6, 0.9, 0.99, 1.0)):
         left, its_curves = deleted(rows, fraction, i), deleted(curves, fraction, i) if fraction < 1 else []
@@ -133,8 +131,8 @@ def test_any_rows_may_be_deleted(name, kept, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["early_switch", "figure1", "pretraining"])
-def test_a_report_is_written_from_what_is_left(name, kept, tmp_path):
-    config, rows, curves = kept[name]
+def test_a_report_is_written_from_what_is_left(name, tmp_path):
+    config, rows, curves = kept(name)
     (tmp_path / "config.json").write_text(json.dumps(config))
     last = rows.index(summary.last_round(rows)[0])
     for path, found in (
@@ -150,8 +148,8 @@ def test_a_report_is_written_from_what_is_left(name, kept, tmp_path):
     assert f"| {planned - 1} of {planned}" in text
 
 
-def test_a_claim_does_not_hold_where_its_rows_are_deleted(kept):
-    config, rows, _ = kept["noise_only"]
+def test_a_claim_does_not_hold_where_its_rows_are_deleted():
+    config, rows, _ = kept("noise_only")
     grid = report.Grid.from_json(config)
 
     def ours(left):
