@@ -185,6 +185,72 @@ def test_the_first_steps_after_a_reset_are_as_long_as_is_said():
     assert abs(float(-optimizer.update(params, again, params)[0]["b"][0]) - 0.3) < 0.05
 
 
+def reference_steps(reset_at, steps):
+    """Adam's steps in NumPy, of one entry with gradients 1 + 0.1 t: moments and count from zero after `reset_at`."""
+    mu = nu = count = 0.0
+    made = []
+    for t in range(steps):
+        g, count = 1 + 0.1 * t, count + 1
+        mu, nu = 0.9 * mu + 0.1 * g, 0.999 * nu + 0.001 * g**2
+        made.append(-0.5 * (mu / (1 - 0.9**count)) / (np.sqrt(nu / (1 - 0.999**count)) + 1e-8))
+        if t == reset_at:
+            mu = nu = count = 0.0
+    return made
+
+
+def test_a_count_for_each_entry_gives_a_reset_entry_the_steps_of_a_new_adam():
+    params, optimizer = {"w": jnp.zeros(2), "b": jnp.zeros(())}, sp_jax.adam_per_entry(0.5)
+    state, made = optimizer.init(params), []
+    for t in range(60):
+        updates, state = optimizer.update(jax.tree.map(lambda x, t=t: x + 1 + 0.1 * t, params), state, params)
+        made.append(updates["w"])
+        if t == 30:
+            changed = {"w": jnp.array([True, False]), "b": False}
+            state = sp_jax.reset_changed(state, optimizer.init(params), params, changed)
+    np.testing.assert_allclose(made, np.transpose([reference_steps(30, 60), reference_steps(99, 60)]), rtol=2e-5)
+    np.testing.assert_array_equal(state[0].count["w"], [29, 60])
+    assert state[0].count["b"] == 60
+
+
+def test_the_steps_of_a_reset_entry_are_never_long_as_they_are_with_a_count_for_all():
+    """The gradient is 1: a step is one learning rate. With optax's count it is up to 6.6, as the module says."""
+    params, gradient = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+
+    def steps(optimizer):
+        state = fresh = optimizer.init(params)
+        state = jax.lax.fori_loop(0, 20_000, lambda _, s: optimizer.update(gradient, s, params)[1], state)
+        state = sp_jax.reset_changed(state, fresh, params, {"w": jnp.array([True, False])})
+
+        def step(state, _):
+            updates, state = optimizer.update(gradient, state, params)
+            return state, -updates["w"][0]
+
+        return np.asarray(jax.lax.scan(step, state, length=600)[1])
+
+    np.testing.assert_allclose(steps(sp_jax.adam_per_entry(1.0)), np.ones(600), rtol=1e-4)
+    t, kept = np.arange(1, 601), steps(optax.adam(1.0))
+    np.testing.assert_allclose(kept, (1 - 0.9**t) / np.sqrt(1 - 0.999**t), rtol=1e-3)
+    assert (t[kept.argmax()], t[kept > 2][-1], round(kept[:100].sum())) == (12, 287, 466)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_without_a_reset_it_is_adam(dtype):
+    ours, theirs = (
+        sp_jax.adam_per_entry(optax.linear_schedule(0.1, 0.0, 50)),
+        optax.adam(optax.linear_schedule(0.1, 0, 50)),
+    )
+    params = {"w": jax.random.normal(KEY, (3, 2), dtype), "c": jnp.full(2, 1 + 1j, jnp.complex64)}
+    states = [optimizer.init(params) for optimizer in (ours, theirs)]
+    for t in range(20):
+        gradient = jax.tree.map(lambda x, t=t: (x * (t - 7)).astype(x.dtype), params)
+        (mine, states[0]), (other, states[1]) = (
+            jax.jit(o.update)(gradient, s, params) for o, s in zip((ours, theirs), states, strict=True)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), mine, other)
+        assert jax.tree.map(jnp.result_type, mine) == jax.tree.map(jnp.result_type, other)
+    jax.tree.map(np.testing.assert_array_equal, states[0][0].nu, states[1][0].nu)
+
+
 def test_a_parameter_may_be_called_like_what_a_method_remembers():
     params = SlowFast(jnp.ones(2), jnp.ones(2))
     optimizer = optax.adam(1e-2)
