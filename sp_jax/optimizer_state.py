@@ -15,11 +15,13 @@ Exact: `adam_per_entry`, which counts the steps of each entry of each parameter;
 optimiser for each group will do (`optax.partition` with the same labels), each with its own count.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import GetAttrKey
 
@@ -27,6 +29,7 @@ from sp_jax import transforms
 from sp_jax.filters import is_changeable, path_name
 
 COUNTS = ("keep", "reset")
+_VALUE = GetAttrKey("value")  # within an NNX variable
 _COPIES = (GetAttrKey("initial_params"), GetAttrKey("slow"))  # of L2InitState and HareTortoiseState
 
 
@@ -143,20 +146,17 @@ def reset_changed(
         opt_state, fresh_opt_state, names=("opt_state", "fresh_opt_state"), advice="draw both from one optimizer.init"
     )
     _check_changed(params, changed)
-    by_path = {
-        path: (jnp.shape(x), c)
-        for (path, x), c in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(changed), strict=True)
-    }
+    owner = _owners(opt_state, params, changed)
 
     def leaf(path, old, fresh):
-        found = _owner(path, old, by_path)
+        found = owner(path, old)
         if found is None:
             is_count = jnp.issubdtype(jnp.result_type(old), jnp.integer)
             return fresh if is_count and counts == "reset" else old
-        shape, change = found
+        param, change = found
         if isinstance(change, bool):
             return fresh if change else old
-        return jnp.where(change, fresh, old) if jnp.shape(old) == shape else old
+        return jnp.where(change, fresh, old) if jnp.shape(old) == jnp.shape(param) else old
 
     return jax.tree_util.tree_map_with_path(leaf, opt_state, fresh_opt_state)
 
@@ -171,12 +171,62 @@ def _check_changed(params, changed):
             raise ValueError(f"leaf {path_name(path)!r} has shape {shapes}: {advice}")
 
 
-def _owner(path, leaf, by_path):
-    """What is known of the parameter that a leaf of an optimiser's state belongs to; None if it belongs to none."""
-    for start in range(len(path)):  # the longest end first
-        if path[start:] in by_path:
-            return None if any(key in path[:start] for key in _COPIES) else by_path[path[start:]]
-    bare = (
-        None if any(key in path for key in _COPIES) else by_path.get(())
-    )  # parameters that are one array have no path
-    return bare if bare is not None and is_changeable(leaf) and jnp.shape(leaf) == bare[0] else None
+def _owners(opt_state, params, changed):
+    """A function from a leaf of the state to its parameter and the change of it, None where it belongs to none."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_masked)
+    leaves = [(path, leaf) for path, leaf in leaves if _is_masked(leaf) or is_changeable(leaf)]
+    for tree, change in ((params, changed), _unwrapped(params, changed)):
+        pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(change), strict=True)
+        known = {path_name(path): (x, c) for (path, x), c in pairs}
+        owned = {name for path, leaf in leaves for name in _names(path, leaf, known)}
+        if owned:
+            break
+    if owned or any(not _is_masked(leaf) and jnp.ndim(leaf) and not _is_copy(path) for path, leaf in leaves):
+        _check_owned(known, owned, leaves)
+    return lambda path, leaf: next((known[name] for name in _names(path, leaf, known)), None)
+
+
+def _unwrapped(params, changed):
+    """The parameters that an optimiser is given, of Flax's variables or of those that lookahead has twice."""
+    if isinstance(params, optax.LookaheadParams):
+        return params.fast, changed.fast
+    if isinstance(params, Mapping) and "params" in params:
+        return params["params"], changed["params"]
+    return params, changed
+
+
+def _names(path, leaf, known):
+    """The names of the parameters that a leaf of a state belongs to, its path's longest end first; what is masked out
+    may stand for many."""
+    path = path[:-1] if len(path) > 1 and path[-1] == _VALUE else path
+    for start in range(len(path)):
+        name = path_name(path[start:])
+        if _is_copy(path[:start]):
+            return
+        if _is_masked(leaf):
+            yield from (each for each in known if f"{each}/".startswith(f"{name}/"))
+        elif name in known:
+            yield name
+    # Parameters that are one array have no path; a count of all of them has no axes.
+    is_moment = is_changeable(leaf) or (not _is_masked(leaf) and jnp.ndim(leaf) > 0)
+    if is_moment and "" in known and jnp.shape(leaf) == jnp.shape(known[""][0]) and not _is_copy(path):
+        yield ""
+
+
+def _check_owned(known, owned, leaves):
+    for name, (param, change) in known.items():
+        may_change = isinstance(change, jax.core.Tracer) or bool(np.any(change))
+        if name not in owned and is_changeable(param) and may_change:
+            some = ", ".join(path_name(path) for path, _ in leaves[:2])
+            raise ValueError(
+                f"{name!r} changed, but no leaf of the optimiser's state belongs to it: pass params, and changed, as "
+                f"optimizer.init was given them (of the state: {some}, …)"
+            )
+
+
+def _is_masked(leaf):
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def _is_copy(path):
+    return any(key in path for key in _COPIES)
