@@ -223,14 +223,21 @@ def check_function(
       ValueError: the logits of the old classes differ by more than rounding, in evaluation mode.
     """
     how = {"layouts": layouts, "renamed": renamed}
-    fresh = new_model.init(jax.random.key(0))
-    if any(before is None for before, _ in differences(old_params, fresh[0], renamed=renamed).values()):
+    shapes = jax.eval_shape(new_model.init, jax.random.key(0))[0]
+    if any(before is None for before, _ in differences(old_params, shapes, renamed=renamed).values()):
         return
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x) if is_changeable(x) else x, fresh)
-    new = expand(old_params, zeros[0], **how), expand(old_stats, zeros[1], **how, params=old_params)
-    inputs = jnp.asarray(inputs)
-    before = np.asarray(old_model.apply(old_params, old_stats, inputs, None, False)[0])
-    after = np.asarray(new_model.apply(*new, inputs, None, False)[0])[:, : before.shape[1]]
+
+    def logits(params, stats, inputs):
+        fresh = new_model.init(jax.random.key(0))
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x) if is_changeable(x) else x, fresh)
+        new = expand(params, zeros[0], **how), expand(stats, zeros[1], **how, params=params)
+        before, after = (
+            model.apply(*variables, inputs, None, False)[0]
+            for model, variables in ((old_model, (params, stats)), (new_model, new))
+        )
+        return before, after[:, : before.shape[1]]
+
+    before, after = map(np.asarray, jax.jit(logits)(old_params, old_stats, jnp.asarray(inputs)))
     scale, difference = (float(np.max(np.abs(x.astype(np.float32)))) for x in (before, after - before))
     tolerance = 1e-3 if before.dtype.itemsize >= 4 else 3e-2
     if not np.isfinite(scale) or difference <= tolerance * scale + 1e-6:

@@ -217,10 +217,11 @@ def check_layouts(old: Shapes, new: Shapes, layouts: Layouts | None) -> None:
     for each in growing:
         doubt = each.layout is None and _doubt(each, made, read, ends, new)
         if doubt:
-            shapes = f"{each.path!r} cannot grow from {old[each.path]} to {new[each.path]}"
-            advice = doubt[1] or _HOW
+            layer = each.path.rpartition("/")[0]
+            key = each.path if each.role == "input" or not layer else layer  # a layer's biases have its units
             raise ValueError(
-                f"{shapes}: {doubt[0]}; declare layouts={{{each.path!r}: {{{each.axis}: …}}}}, with {advice}"
+                f"{each.path!r} cannot grow from {old[each.path]} to {new[each.path]}: {doubt[0]}; declare "
+                f"layouts={{{key!r}: {{{each.axis}: …}}}}, with {doubt[1] or _HOW}"
             )
 
 

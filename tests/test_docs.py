@@ -22,6 +22,7 @@ ORDER = [
     "random",
     "filters",
     "transforms",
+    "layouts",
     "growth",
     "optimizer_state",
     "periodic",
