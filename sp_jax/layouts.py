@@ -214,7 +214,7 @@ def check_layouts(old: Shapes, new: Shapes, layouts: Layouts | None) -> None:
     made = [(each.path, _units(each)) for each in growing if each.role == "units"]
     read = [_units(each) for each in growing if each.role == "input"]
     ends = {each: _units(each) for each in growing if each.role == "units" and _units(each) not in read}
-    for each in growing:
+    for each in sorted(growing, key=lambda each: each.role != "input"):  # first what others hang on
         doubt = each.layout is None and _doubt(each, made, read, ends, new)
         if doubt:
             layer = each.path.rpartition("/")[0]
