@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import GetAttrKey
+from jax.tree_util import DictKey, GetAttrKey
 
 from sp_jax import transforms
 from sp_jax.filters import is_changeable, path_name
@@ -183,6 +183,7 @@ def _owners(opt_state, params, changed):
             break
     if owned or any(not _is_masked(leaf) and jnp.ndim(leaf) and not _is_copy(path) for path, leaf in leaves):
         _check_owned(known, owned, leaves)
+        _check_whole(known, leaves)
     return lambda path, leaf: next((known[name] for name in _names(path, leaf, known)), None)
 
 
@@ -222,6 +223,20 @@ def _check_owned(known, owned, leaves):
                 f"{name!r} changed, but no leaf of the optimiser's state belongs to it: pass params, and changed, as "
                 f"optimizer.init was given them (of the state: {some}, …)"
             )
+
+
+def _check_whole(known, leaves):
+    """Refuses a part of the parameters, whose "kernel" would be every layer's: in the state a layer precedes it."""
+    for path, leaf in leaves:
+        name = None if _is_masked(leaf) else next(_names(path, leaf, known), None)
+        start = next((i for i in range(1, len(path)) if path_name(path[i:]) == name), 0)
+        if start and isinstance(path[start - 1], DictKey) and jnp.size(leaf) > 1:
+            ours, theirs = jnp.shape(known[name][0]), jnp.shape(leaf)
+            if ours != theirs and len(ours) == len(theirs):
+                raise ValueError(
+                    f"{name!r} has shape {ours}, but {path_name(path)!r} of the optimiser's state {theirs}: pass all "
+                    "params, and changed, as optimizer.init was given them"
+                )
 
 
 def _is_masked(leaf):

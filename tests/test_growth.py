@@ -325,6 +325,14 @@ def test_a_changed_parameter_of_which_the_state_knows_nothing_raises(change):
         jax.jit(lambda c: sp_jax.reset_changed(old, fresh, other, {"a": no, "b": {"w": c}}))(change)
 
 
+def test_a_part_of_the_parameters_does_not_stand_for_layers_of_the_same_names():
+    layers = {name: {"kernel": jnp.ones(shape)} for name, shape in (("body", (2, 3)), ("head", (3, 2)))}
+    old, fresh = ADAM.init(layers), ADAM.init(layers)
+    message = r"'kernel' has shape \(3, 2\), but '0/mu/body/kernel' of the optimiser's state \(2, 3\): pass all params"
+    with pytest.raises(ValueError, match=message):
+        sp_jax.reset_changed(old, fresh, layers["head"], {"kernel": True})
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
