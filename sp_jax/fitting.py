@@ -15,6 +15,7 @@ import optax
 from sp_jax import growth, models, networks, restarts, sweeps, transforms
 from sp_jax.data import samples as checked
 from sp_jax.engine import Engine, check_count, lanes_of
+from sp_jax.layouts import Layouts, merged
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import Dataset, HParams, Model, RoundResult, TrainState
 
@@ -54,6 +55,8 @@ def fit_rounds(
     batch_size: int = 128,
     convergence: Convergence | None = None,
     since: Fit | None = None,
+    layouts: Layouts | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Fit:
     """Trains in rounds: samples arrive, restart, train until converged (Section 2.2).
 
@@ -76,6 +79,10 @@ def fit_rounds(
       batch_size: B; a larger one than N is taken as N.
       convergence: when a round ends; by default the paper's 99 % training accuracy, a plateau, or 1,000 epochs.
       since: what this function returned for earlier rounds.
+      layouts: where the network has grown, how its axes are made up that pack two meanings, as `sp_jax.grown` has it
+        (a `restart` of your own is given them by `make_restart`). Without them it is checked by a few samples that the
+        grown network is the old one where all that is new is zero; `{}` goes on unchecked.
+      renamed: where its layers have other names than in `since`, from old to new, as `sp_jax.grown` has it.
 
     Returns:
       A `Fit`: model, state and the history, a `RoundResult` for each round (`samples_seen` is its cost).
@@ -100,9 +107,11 @@ def fit_rounds(
     setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
     model, engine, lanes = _prepare([seed], hparams, (inputs, labels), validation, setting)
     arrivals = _check_arrivals(arrivals, lanes.order.shape[1])
-    restart, state, grown = _restart(restart, model, setting), None, {}
+    how = {"layouts": layouts, "renamed": renamed}
+    keeps = not callable(restart) and restart != "random_init"  # a restart of one's own checks for itself
+    restart, state, grown = _restart(restart, model, setting, **how), None, {}
     if since:
-        grown = _grown(since, model)
+        grown = _grown(since, model, inputs if keeps else None, **how)
         state = engine.place(jax.tree.map(lambda x: x[None], since.state))
     history, placed = list(since.history if since else ()), engine.place(lanes)
     for num_visible in arrivals:
@@ -198,6 +207,7 @@ def tune_restart(
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int = 128,
     convergence: Convergence | None = None,
+    layouts: Layouts | None = None,
 ) -> Tuned:
     """Chooses λ and σ by trying: restarts the last round's network with each, and trains it on all samples.
 
@@ -217,6 +227,7 @@ def tune_restart(
       optimizer: as in `fit_rounds`.
       batch_size: as in `fit_rounds`.
       convergence: as in `fit_rounds`.
+      layouts: as in `fit_rounds`.
 
     Returns:
       A `Tuned`; `best.shrink` and `best.noise_scale` are for the next `fit_rounds`.
@@ -235,9 +246,9 @@ def tune_restart(
     setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
     hparams = HParams(shrink=lams, noise_scale=sigmas)
     model, engine, lanes = _prepare(tried, hparams, (inputs, labels), validation, setting)
-    _grown(since, model)
+    _grown(since, model, inputs, layouts)
     state = engine.place(jax.tree.map(lambda x: jnp.repeat(x[None], len(tried), axis=0), since.state))
-    phase = sweeps.Phase(engine, lanes, len(inputs), _restart("shrink_perturb", model, setting))
+    phase = sweeps.Phase(engine, lanes, len(inputs), _restart("shrink_perturb", model, setting, layouts))
     _, results, _ = sweeps.train_round(phase, len(since.history) + 1, engine.place(lanes), state)
     return _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), len(validation[1]))
 
@@ -293,21 +304,30 @@ def _prepare(seeds, hparams, samples, validation, setting):
     return model, engine, lanes_of(seeds, hparams, setting.convergence, order, held_out)
 
 
-def _restart(restart, model, setting):
+def _restart(restart, model, setting, layouts=None, renamed=None):
     if callable(restart):
         return restart
     if restart not in RESTARTS:
         known = ", ".join(RESTARTS)
         raise ValueError(f"restart must be one of {known}, or a function from sp_jax.make_restart, got {restart!r}")
-    return restarts.make_restart(RESTARTS[restart], shapes="grow", model=model, optimizer=setting.optimizer)
+    how = {"layouts": layouts, "renamed": renamed}
+    return restarts.make_restart(RESTARTS[restart], shapes="grow", model=model, optimizer=setting.optimizer, **how)
 
 
-def _grown(since, model):
-    """Which leaves are larger than in `since`, checked."""
+def _grown(since, model, inputs, layouts=None, renamed=None):
+    """Which leaves are larger than in `since`; checked by some inputs, None where the restart does not grow them."""
+    old, fresh = since.state.params, jax.eval_shape(model.init, jax.random.key(0))[0]
+    declared = merged(model.layouts, layouts)
     try:
-        return growth.grown(since.state.params, jax.eval_shape(model.init, jax.random.key(0))[0])
+        if inputs is None:
+            return growth.differences(old, fresh, renamed=renamed)
+        found = growth.grown(old, fresh, layouts=declared, renamed=renamed)
+        if found and layouts is None:
+            some = np.asarray(inputs[:8])
+            growth.check_function(since.model, old, since.state.batch_stats, model, declared, renamed, some)
     except ValueError as error:
         raise ValueError(f"`since` holds another network: {error}") from error
+    return found
 
 
 def _check_arrivals(arrivals, count):

@@ -20,7 +20,8 @@ Where data are streamed (`sp_jax.streaming`) a restart says what it looks at, or
 `batches`, the first so many, and with `sweep`, all of them in parts (`Sweep`).
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import chex
@@ -29,6 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from sp_jax import filters, growth, plasticity, transforms
+from sp_jax.layouts import Layouts, merged
 from sp_jax.optimizer_state import COUNTS, reset_changed
 from sp_jax.penalties import cross_entropy
 from sp_jax.types import Model, TrainState
@@ -115,6 +117,8 @@ def make_restart(
     shapes: str = "same",
     model: Model | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    layouts: Layouts | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Restart:
     """Makes a rule for parameters a restart of the whole training state.
 
@@ -129,12 +133,14 @@ def make_restart(
         array is unchanged).
       counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.optimizer_state`.
       shapes: where a leaf's shape is not that of the fresh network: `"same"`, an error; `"redraw"`, it is the fresh
-        one, as the head of a pre-trained network for a task with other classes (Section 4.2); `"grow"`, its leading
-        corner is the old leaf restarted, the rest fresh (`sp_jax.growth`).
-      model: needed to recalibrate.
+        one, as the head of a pre-trained network for a task with other classes (Section 4.2); `"grow"`, the old
+        leaf restarted where it lies in the grown one, fresh elsewhere (`sp_jax.growth`).
+      model: needed to recalibrate; its `layouts` are known.
       optimizer: with it, what is reset of the optimiser's state is drawn from the restarted parameters. Without, it is
         the fresh network's: as good for moments, but wrong where the state holds copies of parameters, as of optax's
         schedule-free and of `sp_jax.plasticity`'s `l2_init` and `hare_tortoise`.
+      layouts: of `"grow"`, how axes are made up that pack two meanings, as `sp_jax.grown` has it.
+      renamed: of `"grow"`, from old layers to new ones, as `sp_jax.grown` has it.
 
     Returns:
       `restart(key, state, fresh, *, shrink, noise_scale, batches=None)`; `batches` is `(inputs, masks)` as in
@@ -142,7 +148,8 @@ def make_restart(
 
     Raises:
       ValueError: an unknown policy, a rule that is no function, or `"recalibrate"` without a model (here) or without
-        batches; parameters of other shapes than `fresh` that are to stay the same (in the restart; names the path).
+        batches; parameters of other shapes than `fresh` that are to stay the same, or of which it is not certain how
+        they grow (in the restart; names the path).
     """
     for name, value, known in (
         ("statistics", statistics, STATISTICS),
@@ -157,18 +164,21 @@ def make_restart(
     if statistics == "recalibrate" and model is None:
         raise ValueError("statistics='recalibrate' needs the model, to run it on the batches")
 
+    how = {"layouts": merged(model.layouts if model else None, layouts), "renamed": renamed}
+
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
-        if shapes == "same" and rule is not random_init:
-            transforms.check_same(state.params, fresh.params, advice=ADVICE)
-        old = _fit(state.params, fresh.params, shapes)
-        params = rule(key, old, fresh.params, shrink=shrink, noise_scale=noise_scale)
         if rule is random_init:
+            if shapes == "same":
+                transforms.check_same(state.params, fresh.params)
             return fresh
+        if shapes == "same":
+            transforms.check_same(state.params, fresh.params, advice=ADVICE)
+        fit = functools.partial(_fit, shapes=shapes, how=how | {"params": state.params})
+        old = _fit(state.params, fresh.params, shapes, how)
+        params = rule(key, old, fresh.params, shrink=shrink, noise_scale=noise_scale)
         changed = jax.tree.map(lambda new, old: new is not old, params, old)
-        params = _undo_where_new(state.params, params, fresh.params, shapes)
-        batch_stats = fresh.batch_stats
-        if statistics == "keep":
-            batch_stats = _fit(state.batch_stats, fresh.batch_stats, shapes)
+        params = _undo_where_new(state.params, params, fresh.params, shapes, how)
+        batch_stats = fit(state.batch_stats, fresh.batch_stats) if statistics == "keep" else fresh.batch_stats
         if statistics == "recalibrate":
             if batches is None:
                 raise ValueError("statistics='recalibrate' needs batches=(inputs, masks)")
@@ -176,28 +186,28 @@ def make_restart(
             batch_stats = recalibrate(model, params, batch_stats, *first)
         opt_state = begun = fresh.opt_state if optimizer is None else optimizer.init(params)
         if optimizer_state != "reset":
-            opt_state = _fit(state.opt_state, begun, shapes)
+            opt_state = fit(state.opt_state, begun)
         if optimizer_state == "reset_changed":
             opt_state = reset_changed(opt_state, begun, params, changed, counts=counts)
-        return TrainState(params, batch_stats, opt_state, _fit(state.memory, fresh.memory, shapes))
+        return TrainState(params, batch_stats, opt_state, fit(state.memory, fresh.memory))
 
     restart.batches = RECALIBRATION_BATCHES if statistics == "recalibrate" and rule is not random_init else 0
     return restart
 
 
-def _fit(tree, fresh, shapes):
+def _fit(tree, fresh, shapes, how):
     """A part of the training state in the fresh one's shapes."""
     if shapes == "same":
         return tree
     if shapes == "grow":
-        return growth.expand(tree, fresh)
+        return growth.expand(tree, fresh, **how)
     return jax.tree.map(lambda x, new: x if x.shape == new.shape else new, tree, fresh)
 
 
-def _undo_where_new(before, params, fresh_params, shapes):
+def _undo_where_new(before, params, fresh_params, shapes, how):
     """The parameters after a rule, freshly drawn where the fitted ones were."""
     if shapes == "grow":
-        return growth.keep_new(before, params, fresh_params)
+        return growth.keep_new(before, params, fresh_params, **how)
     if shapes == "redraw":
         return jax.tree.map(lambda was, x, new: x if was.shape == new.shape else new, before, params, fresh_params)
     return params

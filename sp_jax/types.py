@@ -4,8 +4,8 @@ Letters: N samples, B samples in a batch, L lanes (a lane is one training run: o
 """
 
 import enum
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -37,6 +37,9 @@ class Model(NamedTuple):
     # [B, ..., units] for the incoming path of each of the `links`: `sp_jax.plasticity.Link`, or such tuples.
     activations: Callable[..., dict[str, chex.Array]] | None = None
     links: tuple = ()
+    layouts: Mapping[str, Mapping[int, Any]] | None = (
+        None  # of axes, for growing: see `sp_jax.layouts`; None is unknown
+    )
 
 
 class Batches(NamedTuple):

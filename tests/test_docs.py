@@ -22,6 +22,7 @@ ORDER = [
     "random",
     "filters",
     "transforms",
+    "layouts",
     "growth",
     "optimizer_state",
     "periodic",
@@ -105,7 +106,10 @@ def test_functions_follow_the_rules_of_the_house(name):
     assert re.search(SOURCE, words + module)
 
 
-POSITIONAL_DEFAULTS = ("sp_jax.plasticity.dormancy", "sp_jax.fit_rounds")  # a mask, arrivals
+POSITIONAL_DEFAULTS = (  # a mask, arrivals, what optax's have
+    *("sp_jax.plasticity.dormancy", "sp_jax.fit_rounds"),
+    *("sp_jax.adam_per_entry", "sp_jax.scale_by_adam_per_entry"),
+)
 
 
 def test_imports_run_one_way():

@@ -151,7 +151,8 @@ def from_module(module: nn.Module, example_inputs: chex.Array) -> Model:
     except errors.InvalidRngError:
         name = type(module).__name__
         raise ValueError(f"{name} draws random numbers while it trains (dropout): leave it out, or use NNX") from None
-    return Model(init, apply, activations, module.links() if hasattr(module, "links") else ())
+    links, layouts = (getattr(module, name, lambda x=x: x)() for name, x in (("links", ()), ("layouts", None)))
+    return Model(init, apply, activations, links, layouts)
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:

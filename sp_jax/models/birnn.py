@@ -48,3 +48,9 @@ class BiRNN(nn.Module):
         init = initializers(self.initialization, self.width)
         recurrent = {"recurrent_kernel_init": init["kernel_init"]}
         return nn.GRUCell(self.width, dtype=self.dtype, name=name, **init, **recurrent)
+
+    def layouts(self) -> dict[str, dict[int, int | tuple[int, int]]]:
+        """Plain axes, as `sp_jax.layouts` has them, but where both directions' units are read side by side."""
+        cells = [f"{way}_{i}" for way in ("forward", "backward") for i in range(1, self.layers)]
+        upper = [f"{cell}/{gate}/kernel" for cell in cells for gate in ("ir", "iz", "in")]
+        return {"": {-1: -1, -2: -1}} | {name: {-2: (2, -1)} for name in ("head/kernel", *upper)}

@@ -45,3 +45,8 @@ class MLP(nn.Module):
         """Which layer's units which layer reads, as `sp_jax.plasticity.Link`."""
         names = [*(f"hidden_{i}" for i in range(len(self.hidden))), "head"]
         return tuple(itertools.pairwise(names))
+
+    def layouts(self) -> dict[str, dict[int, int]]:
+        """Plain axes, as `sp_jax.layouts` has them, but for the first layer's inputs: what a flattened sample packs is
+        not known here."""
+        return {"": {-1: -1}} | {f"{reader}/kernel": {-2: -1} for _, reader in self.links()}

@@ -49,6 +49,10 @@ class ResNet(nn.Module):
         blocks = [f"stage_{s}_block_{b}" for s, blocks in enumerate(self.stage_sizes) for b in range(blocks)]
         return tuple((f"{name}/conv_0", f"{name}/conv_1", f"{name}/norm_0") for name in blocks)
 
+    def layouts(self) -> dict[str, dict[int, int]]:
+        """Inputs and units of all layers are plain axes, as `sp_jax.layouts` has them."""
+        return {"": {-1: -1, -2: -1}}
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
