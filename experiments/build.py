@@ -1,11 +1,13 @@
 """From names to objects: settings become a model, an optimiser, restarts, groups of lanes."""
 
+import dataclasses
 import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,21 @@ from sp_jax.types import Dataset, HParams, Model
 logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
 
 LAST_LAYER = "head"  # in all our models
-STATIC = (  # what is compiled into an engine's programs
-    "dataset", "model", "width", "stage_sizes", "hidden", "activation", "bias", "init", "optimizer", "batch_size",
-    "penalty", "method", "precision", "trained", "seeds",
+
+# Every setting is compiled into an engine's programs, but for those named here. One that is forgotten costs a compile;
+# one that is named here and should not be would share the programs, and so the results, of another.
+TRACED = (  # arguments of the programs: fields of `HParams` and `Convergence`
+    "learning_rate", "decay_every", "weight_decay", "penalty_strength", "method_strength", "pairs", "shrink",
+    "noise_scale", "train_accuracy", "patience", "max_epochs", "epochs",
+)  # fmt: skip
+OF_RESTARTS = (
+    "noise",
+    "statistics",
+    "optimizer_state",
+)  # compiled into a restart's own program
+ON_HOST = (  # which rounds there are, on what data and with which of the settings above; what is written down
+    "source", "fraction", "restart", "restart_first", "samples_per_round", "first_fraction", "first_learning_rate",
+    "first_batch_size", "first_epochs", "rounds", "curves", "keep_networks",
 )  # fmt: skip
 
 _ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
@@ -139,7 +153,7 @@ class Builder:
         settings, restart = phase.settings, member.cell.restart
         policies = {"statistics": settings.statistics, "optimizer_state": settings.optimizer_state, "shapes": shapes}
         engine = self.engine(settings)
-        key = ("restart", restart, settings.noise, *policies.values(), id(engine))
+        key = ("restart", restart, *(getattr(settings, name) for name in OF_RESTARTS), shapes, id(engine))
         model = engine.trainer.model
 
         def make():
@@ -178,9 +192,10 @@ def lane_bytes(made: training.Trainer) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def static(settings: Settings) -> tuple:
-    """What is compiled into an engine's programs."""
-    return tuple(getattr(settings, name) for name in STATIC)
+def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
+    """What is compiled into an engine's programs: names and values of all settings but those declared otherwise."""
+    names = (field.name for field in dataclasses.fields(settings))
+    return tuple((name, getattr(settings, name)) for name in names if name not in (*TRACED, *OF_RESTARTS, *ON_HOST))
 
 
 def memory() -> int:
