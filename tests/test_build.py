@@ -1,16 +1,17 @@
 """From settings to programs: which settings are compiled in, and what each restart uses."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import build
+from experiments import build, summary
 from experiments.grid import Grid
-from experiments.settings import FIELDS, Settings
+from experiments.settings import FIELDS, RESTARTS, Settings
 from experiments.spec import Phase
-from sp_jax.types import Dataset
+from sp_jax.types import Batches, Dataset, TrainState
 
 rng = np.random.default_rng(0)
 INPUTS, LABELS = rng.normal(size=(90, 8, 8, 1)).astype(np.float32), rng.integers(0, 3, 90).astype(np.int32)
@@ -70,3 +71,34 @@ def test_only_what_is_declared_traced_or_the_hosts_own_shares_programs(name):
     if name in build.TRACED:
         leaves = zip(*(jax.tree.leaves(each.phases[1].lanes) for each in (one, other)), strict=True)
         assert any((a != b).any() for a, b in leaves)
+
+
+@pytest.mark.parametrize(("name", "noise"), [*((name, "gaussian") for name in RESTARTS), ("noise_only", "fresh")])
+def test_a_restart_uses_the_amounts_that_it_declares_and_no_other(name, noise):
+    """The restarted parameters change when, and only when, a declared amount does."""
+    (group,) = builder(dataclasses.replace(BASE, restart=(name,), noise=noise))
+    engine, restart = group.phases[1].engine, group.phases[1].restart
+    states = [TrainState(engine.trainer.model.init(jax.random.key(i))[0], {}, ()) for i in (0, 1)]
+    batches = Batches(INPUTS[None, :7], np.ones((1, 7), bool), LABELS[None, :7])
+
+    def restarted(shrink=0.5, noise_scale=0.25):
+        amounts = {"shrink": shrink, "noise_scale": noise_scale}
+        return restart(jax.random.key(2), *states, **amounts, batches=batches).params
+
+    start = restarted()
+    for amount, value in (("shrink", 0.75), ("noise_scale", 0.5)):
+        same = jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), start, restarted(**{amount: value})))
+        assert same == (amount not in RESTARTS[name].uses), amount
+
+
+def test_cells_differ_in_nothing_that_their_restart_does_not_use():
+    given = Settings(restart=tuple(RESTARTS), shrink=("0.8", "0.6"), noise_scale=("0.1", "0.2", "0.3"))
+    counts = Counter(cell.restart for cell in given.cells())
+    assert counts == {
+        "warm_start": 1, "random_init": 1, "shrink_perturb": 6, "noise_only": 3, "last_layer": 6, "dash": 2, "fire": 1,
+    }  # fmt: skip
+    assert [summary.label(summary.Line((), cell)) for cell in Settings(restart=tuple(RESTARTS)).cells()] == [
+        "warm start", "random init", "shrink-perturb λ=0.8 σ=0.01", "shrink-perturb λ=0.6 σ=0.01",
+        "shrink-perturb λ=0.4 σ=0.1", "noise only σ=0.01", "last layer λ=0.8 σ=0.01", "last layer λ=0.6 σ=0.01",
+        "last layer λ=0.4 σ=0.1", "DASH λ=0.3", "FIRE",
+    ]  # fmt: skip
