@@ -29,7 +29,7 @@ from sp_jax import (
 from sp_jax.filters import biases, embeddings, kernels, labels, layer, norms, path_matches
 from sp_jax.fitting import fit_rounds, load_fit, save_fit, tune_restart
 from sp_jax.growth import grow, grown
-from sp_jax.optimizer_state import reset_changed
+from sp_jax.optimizer_state import adam_per_entry, reset_changed, scale_by_adam_per_entry
 from sp_jax.periodic import is_due, periodic_restart, restart_at
 from sp_jax.restarts import make_restart, recalibrate
 from sp_jax.transforms import gaussian_like, perturb, shrink, shrink_perturb
@@ -46,6 +46,7 @@ __all__ = [
     "RoundResult",
     "StopReason",
     "TrainState",
+    "adam_per_entry",
     "biases",
     "data",
     "diagnostics",
@@ -77,6 +78,7 @@ __all__ = [
     "restart_at",
     "restarts",
     "save_fit",
+    "scale_by_adam_per_entry",
     "shrink",
     "shrink_perturb",
     "streaming",

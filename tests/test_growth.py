@@ -2,15 +2,18 @@
 
 from typing import NamedTuple
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax import nnx
+from flax.core import freeze
 
 import sp_jax
-from sp_jax import growth, models, optimizer_state, restarts
+from sp_jax import growth, models, optimizer_state, plasticity, restarts
 from sp_jax.types import TrainState
 
 
@@ -183,6 +186,168 @@ def test_the_first_steps_after_a_reset_are_as_long_as_is_said():
     assert abs(float(-kept["a"][0]) - 3.2) < 0.05
     again = sp_jax.reset_changed(opt_state, fresh, params, changed, counts="reset")
     assert abs(float(-optimizer.update(params, again, params)[0]["b"][0]) - 0.3) < 0.05
+
+
+def reference_steps(reset_at, steps):
+    """Adam's steps in NumPy, of one entry with gradients 1 + 0.1 t: moments and count from zero after `reset_at`."""
+    mu = nu = count = 0.0
+    made = []
+    for t in range(steps):
+        g, count = 1 + 0.1 * t, count + 1
+        mu, nu = 0.9 * mu + 0.1 * g, 0.999 * nu + 0.001 * g**2
+        made.append(-0.5 * (mu / (1 - 0.9**count)) / (np.sqrt(nu / (1 - 0.999**count)) + 1e-8))
+        if t == reset_at:
+            mu = nu = count = 0.0
+    return made
+
+
+def test_a_count_for_each_entry_gives_a_reset_entry_the_steps_of_a_new_adam():
+    params, optimizer = {"w": jnp.zeros(2), "b": jnp.zeros(())}, sp_jax.adam_per_entry(0.5)
+    state, made = optimizer.init(params), []
+    for t in range(60):
+        updates, state = optimizer.update(jax.tree.map(lambda x, t=t: x + 1 + 0.1 * t, params), state, params)
+        made.append(updates["w"])
+        if t == 30:
+            changed = {"w": jnp.array([True, False]), "b": False}
+            state = sp_jax.reset_changed(state, optimizer.init(params), params, changed)
+    np.testing.assert_allclose(made, np.transpose([reference_steps(30, 60), reference_steps(99, 60)]), rtol=2e-5)
+    np.testing.assert_array_equal(state[0].count["w"], [29, 60])
+    assert state[0].count["b"] == 60
+
+
+def test_the_steps_of_a_reset_entry_are_never_long_as_they_are_with_a_count_for_all():
+    """The gradient is 1: a step is one learning rate. With optax's count it is up to 6.6, as the module says."""
+    params, gradient = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+
+    def steps(optimizer):
+        state = fresh = optimizer.init(params)
+        state = jax.lax.fori_loop(0, 20_000, lambda _, s: optimizer.update(gradient, s, params)[1], state)
+        state = sp_jax.reset_changed(state, fresh, params, {"w": jnp.array([True, False])})
+
+        def step(state, _):
+            updates, state = optimizer.update(gradient, state, params)
+            return state, -updates["w"][0]
+
+        return np.asarray(jax.lax.scan(step, state, length=600)[1])
+
+    np.testing.assert_allclose(steps(sp_jax.adam_per_entry(1.0)), np.ones(600), rtol=1e-4)
+    t, kept = np.arange(1, 601), steps(optax.adam(1.0))
+    np.testing.assert_allclose(kept, (1 - 0.9**t) / np.sqrt(1 - 0.999**t), rtol=1e-3)
+    assert (t[kept.argmax()], t[kept > 2][-1], round(kept[:100].sum())) == (12, 287, 466)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_without_a_reset_it_is_adam(dtype):
+    ours, theirs = (
+        sp_jax.adam_per_entry(optax.linear_schedule(0.1, 0.0, 50)),
+        optax.adam(optax.linear_schedule(0.1, 0, 50)),
+    )
+    params = {"w": jax.random.normal(KEY, (3, 2), dtype), "c": jnp.full(2, 1 + 1j, jnp.complex64)}
+    states = [optimizer.init(params) for optimizer in (ours, theirs)]
+    for t in range(20):
+        gradient = jax.tree.map(lambda x, t=t: (x * (t - 7)).astype(x.dtype), params)
+        (mine, states[0]), (other, states[1]) = (
+            jax.jit(o.update)(gradient, s, params) for o, s in zip((ours, theirs), states, strict=True)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), mine, other)
+        assert jax.tree.map(jnp.result_type, mine) == jax.tree.map(jnp.result_type, other)
+    jax.tree.map(np.testing.assert_array_equal, states[0][0].nu, states[1][0].nu)
+
+
+class Dense2(nnx.Module):
+    def __init__(self, rngs):
+        self.body, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.List([nnx.Linear(4, 2, rngs=rngs)])
+
+
+NNX = nnx.state(Dense2(nnx.Rngs(0)), nnx.Param)
+PURE = nnx.to_pure_dict(NNX)
+LOOKAHEAD = optax.LookaheadParams.init_synced(PARAMS)
+HAIKU = hk.transform(lambda x: hk.nets.MLP([4, 2])(x)).init(KEY, jnp.ones((1, 3)))
+ADAM = optax.adam(1e-2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "asked", "name"),
+    [
+        (ADAM, PARAMS, {"params": PARAMS, "batch_stats": {"norm": jnp.ones(2)}}, "head"),
+        (ADAM, {"params": PARAMS}, PARAMS, "head"),
+        (ADAM, PARAMS, freeze({"params": PARAMS}), "head"),
+        (ADAM, NNX, NNX, "head"),
+        (ADAM, NNX, PURE, "head"),
+        (ADAM, PURE, NNX, "head"),
+        (ADAM, PURE, {"params": NNX}, "head"),
+        (optax.lookahead(ADAM, 5, 0.5), LOOKAHEAD, LOOKAHEAD, "head"),
+        (optax.lookahead(ADAM, 5, 0.5), LOOKAHEAD, LOOKAHEAD.fast, "head"),
+        (ADAM, LOOKAHEAD.fast, LOOKAHEAD, "head"),
+        (ADAM, HAIKU, HAIKU, "mlp/~/linear_1"),
+        (ADAM, HAIKU, {"params": HAIKU}, "mlp/~/linear_1"),
+        (optax.sgd(0.1, momentum=0.9), [jnp.ones(2), jnp.ones(3)], (jnp.ones(2), jnp.ones(3)), "1"),
+    ],
+)
+@pytest.mark.parametrize("entries", [False, True])
+def test_paths_match_as_those_of_filters_do(optimizer, given, asked, name, entries):
+    """Of the state all leaves with the layer's name in their path are begun anew, and no others."""
+    fresh = optimizer.init(given)
+    old = jax.tree.map(lambda x: x + 1, fresh)
+
+    def where(path, x):
+        return bool(sp_jax.layer(name)(sp_jax.filters.path_name(path)))
+
+    changed = jax.tree_util.tree_map_with_path(where, asked)
+    changed = jax.tree.map(lambda c, x: jnp.full(x.shape, c), changed, asked) if entries else changed
+    new = sp_jax.reset_changed(old, fresh, asked, changed)
+    leaves = jax.tree_util.tree_leaves_with_path(old)
+    for (path, was), now, begun in zip(leaves, jax.tree.leaves(new), jax.tree.leaves(fresh), strict=True):
+        moment = sp_jax.filters.path_name(path).endswith(f"/{name}") or where(path, was)
+        np.testing.assert_array_equal(now, begun if moment and was.ndim else was, err_msg=str(path))
+    assert any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+
+
+@pytest.mark.parametrize("change", [True, jnp.array([[False, False], [False, True], [False, False]])])
+def test_a_changed_parameter_of_which_the_state_knows_nothing_raises(change):
+    no = {"kernel": False, "bias": False}
+    message = (
+        "^'{}' changed, but no leaf .* pass params, and changed, as optimizer.init was given them .*0/mu/body/bias"
+    )
+    renamed = {"trunk": PARAMS["body"], "head": PARAMS["head"]}
+    old, fresh = trained(ADAM), ADAM.init(PARAMS)
+    for trunk, raises in ({"kernel": True, "bias": False}, True), (no, False):
+        asked = (old, fresh, renamed, {"trunk": trunk, "head": {"kernel": False}})
+        if raises:
+            with pytest.raises(ValueError, match=message.format("trunk/kernel")):
+                sp_jax.reset_changed(*asked)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, sp_jax.reset_changed(*asked), old)
+    other = {"a": PARAMS["body"], "b": {"w": PARAMS["head"]["kernel"]}}
+    with pytest.raises(ValueError, match=message.format("b/w")):
+        sp_jax.reset_changed(old, fresh, other, {"a": no, "b": {"w": change}})
+    with pytest.raises(ValueError, match=message.format("b/w")):
+        jax.jit(lambda c: sp_jax.reset_changed(old, fresh, other, {"a": no, "b": {"w": c}}))(change)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.1),
+        optax.chain(plasticity.l2_init(0.1), optax.sgd(0.1)),
+        plasticity.hare_tortoise(optax.sgd(0.1), every=3),
+        optax.masked(optax.adam(0.1), {"body": False, "head": True}),
+        optax.masked(optax.adam(0.1), {"body": {"kernel": False, "bias": True}, "head": True}),
+        optax.partition({"body": optax.set_to_zero(), "head": optax.adam(0.1)}, GROUPS),
+    ],
+)
+def test_what_has_no_moments_has_none_to_reset(optimizer):
+    state = optimizer.init(PARAMS)
+    changed = jax.tree.map(lambda x: True, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, sp_jax.reset_changed(state, state, PARAMS, changed), state)
+
+
+def test_entries_of_parameters_that_are_one_array_have_their_counts():
+    optimizer = sp_jax.adam_per_entry(0.1)
+    fresh = optimizer.init(jnp.ones(2))
+    _, old = optimizer.update(jnp.ones(2), fresh, jnp.ones(2))
+    new = sp_jax.reset_changed(old, fresh, jnp.ones(2), jnp.array([True, False]))
+    np.testing.assert_array_equal(new[0].count, [0, 1])
 
 
 def test_a_parameter_may_be_called_like_what_a_method_remembers():

@@ -378,6 +378,23 @@ def test_schedules_go_on_unless_counts_are_reset(policy, counts, expected):
     np.testing.assert_allclose(rate, np.full(3, 0.5 * (1 - expected / 100)), rtol=1e-4)
 
 
+def test_a_restart_of_lookahead_resets_the_moments_of_its_fast_parameters():
+    inner = optax.lookahead(optax.adam(0.1), 5, 0.5)
+
+    def both(key):
+        return optax.LookaheadParams.init_synced(init(key))
+
+    optimizer = periodic.periodic_restart(inner, both, key=KEY, every=2, **RULE, optimizer_state="reset_changed")
+    params = both(jax.random.key(0))
+    state = optimizer.init(params)
+    for due in (False, True):
+        updates, state = optimizer.update(gradient(params.fast), state, params)
+        params = optax.apply_updates(params, updates)
+        adam = state.inner_state.fast_state[0]
+        assert all(bool(jnp.any(x)) is not due for x in jax.tree.leaves((adam.mu, adam.nu)))
+    assert adam.count == 2
+
+
 def test_resetting_where_nothing_changes_resets_nothing():
     inner = optax.adam(0.1)
     optimizer = periodic.periodic_restart(
