@@ -1,11 +1,13 @@
 """From names to objects: settings become a model, an optimiser, restarts, groups of lanes."""
 
+import dataclasses
 import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +25,26 @@ from sp_jax.types import Dataset, HParams, Model
 logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
 
 LAST_LAYER = "head"  # in all our models
-STATIC = (  # what is compiled into an engine's programs
-    "dataset", "model", "width", "stage_sizes", "hidden", "activation", "bias", "init", "optimizer", "batch_size",
-    "penalty", "method", "precision", "trained", "seeds",
+
+# Every setting is compiled into an engine's programs, but for those named here. One that is forgotten costs a compile;
+# one that is named here and should not be would share the programs, and so the results, of another.
+TRACED = (  # arguments of the programs: fields of `HParams` and `Convergence`
+    "learning_rate", "decay_every", "weight_decay", "penalty_strength", "method_strength", "pairs", "shrink",
+    "noise_scale", "train_accuracy", "patience", "max_epochs", "epochs",
+)  # fmt: skip
+OF_RESTARTS = (
+    "noise",
+    "statistics",
+    "optimizer_state",
+)  # compiled into a restart's own program
+ON_HOST = (  # which rounds there are, on what data and with which of the settings above; what is written down
+    "source", "fraction", "restart", "restart_first", "samples_per_round", "first_fraction", "first_learning_rate",
+    "first_batch_size", "first_epochs", "rounds", "curves", "keep_networks",
 )  # fmt: skip
 
 _ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
 _OPTIMIZERS = {"adam": training.adam, "sgd": training.sgd}
+_PER_ENTRY = {"adam": training.adam_per_entry}  # where a method asks for a step count for each entry
 _PRECISIONS = {  # of matrix products and convolutions; parameters and statistics are float32 throughout
     "float32": {"precision": "highest"},
     "tf32": {"precision": "tensorfloat32"},
@@ -54,10 +69,11 @@ def model(settings: Settings, data: Dataset) -> Model:
 
 def trainer(settings: Settings, data: Dataset) -> training.Trainer:
     """The static side of training."""
-    optimizer, penalty = _OPTIMIZERS[settings.optimizer], getattr(penalties, settings.penalty)
+    method, penalty = METHODS[settings.method], getattr(penalties, settings.penalty)
+    optimizer = (_OPTIMIZERS | _PER_ENTRY if method.steps_per_entry else _OPTIMIZERS)[settings.optimizer]
     if settings.trained == "head":
         optimizer = training.only(optimizer, filters.layer(LAST_LAYER))
-    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty, METHODS[settings.method])
+    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty, method)
 
 
 class Builder:
@@ -88,10 +104,11 @@ class Builder:
     def group(self, member: Member, phases: Sequence[Phase]) -> sweeps.Group:
         """The lanes of a member of the grid, one for each seed, and what they do in each round."""
         made, before = [], None
+        arrivals = tuple(sorted({phase.num_visible for phase in phases}))
         for phase in phases:
             restarting = before is not None or member.settings.restart_first
             shapes = "same" if before in (None, phase.settings.dataset) else "redraw"
-            restart = self._restart(member, phase, shapes) if restarting else restarts.no_restart
+            restart = self._restart(member, phase, shapes, arrivals) if restarting else restarts.no_restart
             made.append(
                 sweeps.Phase(self.engine(phase.settings), self._lanes(member, phase), phase.num_visible, restart)
             )
@@ -135,16 +152,17 @@ class Builder:
         room = memory() // 8 // lane_bytes(made) // settings.seeds
         return settings.seeds * max(1, min(self._members[static(settings)], room))
 
-    def _restart(self, member, phase, shapes):
+    def _restart(self, member, phase, shapes, arrivals):
         settings, restart = phase.settings, member.cell.restart
         policies = {"statistics": settings.statistics, "optimizer_state": settings.optimizer_state, "shapes": shapes}
         engine = self.engine(settings)
-        key = ("restart", restart, settings.noise, *policies.values(), id(engine))
+        arrivals = arrivals if restart == "dash" else None  # others share their programs whatever has arrived
+        key = ("restart", restart, *(getattr(settings, name) for name in OF_RESTARTS), shapes, arrivals, id(engine))
         model = engine.trainer.model
 
         def make():
             if restart == "dash":
-                return restarts.make_dash(model, **policies)
+                return restarts.make_dash(model, arrivals=arrivals, **policies)
             return restarts.make_restart(rule(restart, settings.noise), **policies, model=model)
 
         return self._once(key, make)
@@ -178,9 +196,10 @@ def lane_bytes(made: training.Trainer) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def static(settings: Settings) -> tuple:
-    """What is compiled into an engine's programs."""
-    return tuple(getattr(settings, name) for name in STATIC)
+def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
+    """What is compiled into an engine's programs: names and values of all settings but those declared otherwise."""
+    names = (field.name for field in dataclasses.fields(settings))
+    return tuple((name, getattr(settings, name)) for name in names if name not in (*TRACED, *OF_RESTARTS, *ON_HOST))
 
 
 def memory() -> int:

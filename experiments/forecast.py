@@ -156,7 +156,8 @@ NOT_COUNTED = (
 
 def _names(settings: Mapping[sweeps.Engine, Settings]):
     """What tells the static configurations from one another."""
-    differ = [name for name in build.STATIC if len({getattr(each, name) for each in settings.values()}) > 1]
+    compiled = [dict(build.static(each)) for each in settings.values()]
+    differ = [name for name in (compiled or [{}])[0] if len({each[name] for each in compiled}) > 1]
     more = [name for name in differ if name not in ("model", "dataset")]
     return {
         engine: ", ".join(

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sp_jax.models.layers import INITS
@@ -16,14 +16,32 @@ ACTIVATIONS = ("tanh", "relu")
 OPTIMIZERS = ("adam", "sgd")
 PENALTIES = ("none", "confidence", "adversarial")
 PRECISIONS = ("float32", "tf32", "bfloat16")
-RESTARTS = ("warm_start", "random_init", "shrink_perturb", "noise_only", "last_layer", "dash", "fire")
 NOISES = ("gaussian", "fresh")
 TRAINED = ("all", "head", "head_then_all")
 KEPT = ("auto", "all", "last", "none")
 
 LARGEST = 2**31  # what a device counts to
 INFINITE = 3.4e38  # to a device, in single precision
-BASELINES = {"warm_start": ("1", "0"), "random_init": ("0", "1")}  # their λ and σ
+
+
+class Amounts(NamedTuple):
+    """The λ and σ of a restart, and which of the two it uses: the other one is no setting of it, and never varies."""
+
+    shrink: str  # by default, or where it is not used, what stands in its column
+    noise_scale: str
+    uses: tuple[str, ...]  # of "shrink" and "noise_scale"; of both, the default is the list of --pairs
+
+
+RESTARTS = {
+    "warm_start": Amounts("1", "0", ()),
+    "random_init": Amounts("0", "1", ()),
+    "shrink_perturb": Amounts("0.6", "0.01", ("shrink", "noise_scale")),
+    "noise_only": Amounts("1", "0.01", ("noise_scale",)),
+    "last_layer": Amounts("0.6", "0.01", ("shrink", "noise_scale")),
+    "dash": Amounts("0.3", "0", ("shrink",)),
+    "fire": Amounts("1", "0", ()),
+}
+BASELINES = ("warm_start", "random_init")
 
 
 class UsageError(ValueError):
@@ -41,6 +59,12 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Names the cell in file names."""
         return f"{self.restart}_{self.shrink}_{self.noise_scale}"
+
+    def amounts(self, without: Sequence[str] = ()) -> str:
+        """Names for people what the restart uses, " λ=0.6 σ=0.01"; all where the restart is not known here."""
+        values = {"shrink": f" λ={self.shrink}", "noise_scale": f" σ={self.noise_scale}"}
+        known = RESTARTS.get(self.restart)
+        return "".join(v for n, v in values.items() if n not in without and (known is None or n in known.uses))
 
 
 def _flag(default, meaning):
@@ -156,24 +180,19 @@ class Settings:
     def cells(self) -> tuple[Cell, ...]:
         """The grid's cells, in the order of `--restart`; a baseline is not run a second time as shrink-perturb."""
         made = []
+        taken = [tuple(map(float, RESTARTS[r][:2])) for r in self.restart if r in BASELINES]
         for restart in self.restart:
-            pairs = (BASELINES[restart],) if restart in BASELINES else self._pairs(restart)
-            taken = [tuple(map(float, BASELINES[r])) for r in self.restart if r in BASELINES]
             repeated = taken if restart == "shrink_perturb" else []
+            pairs = self._pairs(RESTARTS[restart])
             made += [Cell(restart, *pair) for pair in pairs if tuple(map(float, pair)) not in repeated]
         return tuple(made)
 
-    def _pairs(self, restart):
-        """The (λ, σ) of a restart: a short list by default, the product where a flag of either is given."""
-        if restart == "noise_only":
-            return tuple(("1", sigma) for sigma in self.noise_scale or ("0.01",))
-        if restart == "dash":
-            return tuple((lam, "0") for lam in self.shrink or ("0.3",))
-        if restart == "fire":
-            return (("1", "0"),)
-        if self.shrink is None and self.noise_scale is None:
+    def _pairs(self, amounts):
+        """The (λ, σ) of a restart: of what it uses the default or a flag's values, of both a short list by default."""
+        given = {name: getattr(self, name) for name in amounts.uses}
+        if len(given) == 2 and not any(given.values()):
             return tuple(tuple(pair.split(":")) for pair in self.pairs)
-        return tuple(itertools.product(self.shrink or ("0.6",), self.noise_scale or ("0.01",)))
+        return tuple(itertools.product(*(given.get(n) or (getattr(amounts, n),) for n in ("shrink", "noise_scale"))))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -201,7 +220,7 @@ _CHOICES = {
     "penalty": PENALTIES,
     "method": tuple(METHODS),
     "precision": PRECISIONS,
-    "restart": RESTARTS,
+    "restart": tuple(RESTARTS),
     "statistics": STATISTICS,
     "optimizer_state": OPTIMIZER_STATES,
     "noise": NOISES,

@@ -160,11 +160,7 @@ def label(line: Line, without: Sequence[str] = ()) -> str:
     shown = [(name, value) for name, value in line.variant if value not in ("None", "") and name not in without]
     words = [_word(name, value) for name, value in shown if (name, value) != ("method", "none")]
     cell = line.cell
-    restart = NAMES.get(cell.restart, cell.restart.replace("_", " "))
-    if cell.restart not in ("warm_start", "random_init", "fire"):
-        restart += f" λ={cell.shrink}" * ("shrink" not in without) + f" σ={cell.noise_scale}" * (
-            "noise_scale" not in without
-        )
+    restart = NAMES.get(cell.restart, cell.restart.replace("_", " ")) + cell.amounts(without)
     return ", ".join([*words, restart])
 
 

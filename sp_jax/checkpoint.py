@@ -45,7 +45,8 @@ class Point(NamedTuple):
 
 
 class Store:
-    """One folder of checkpoints, each whole or not there at all; older ones are deleted."""
+    """One folder of checkpoints, each whole or not there at all; older ones are deleted. One process at a time writes
+    into it: runs lock theirs."""
 
     def __init__(self, folder: str | pathlib.Path, *, write: bool = True, every: float = SECONDS):
         """Writes nothing yet.

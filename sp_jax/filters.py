@@ -9,8 +9,8 @@ Wherever a filter is expected, any function of a path will do. Nothing guesses w
 by the alphabet, `Dense_10` before `Dense_2`, so the caller names it.
 
 `kernels`, `biases`, `norms` and `embeddings` are disjoint and know the names that Flax Linen, Flax NNX, Equinox and
-Haiku give their parameters. A normalisation layer whose path says nothing of it (Equinox's, in a list) is found by its
-weight of one axis alone; its bias then counts as a bias.
+Haiku give their parameters. Where a filter is applied to a whole tree (`pick`, `labels`), a normalisation layer whose
+name says nothing of it is found by what it holds: a scale of one axis, perhaps a bias, and nothing else.
 """
 
 import re
@@ -27,28 +27,36 @@ class Filter:
 
     def __init__(self, test: Callable[[str, Any], bool]):
         """`test(path, leaf)`; the leaf may be None, where only a path is at hand."""
-        self._test = test
+        self._test = lambda path, leaf, layer: test(path, leaf)
 
-    def __call__(self, path: str, leaf: Any = None) -> bool:
+    @classmethod
+    def of_layers(cls, test: Callable[[str, Any, Mapping[str, Any] | None], bool]) -> "Filter":
+        """`test(path, leaf, layer)`: the leaves of the parameter's layer by their names, None where they aren't at
+        hand."""
+        made = cls(lambda path, leaf: False)
+        made._test = test
+        return made
+
+    def __call__(self, path: str, leaf: Any = None, layer: Mapping[str, Any] | None = None) -> bool:
         """Whether the leaf at this path is picked."""
-        return bool(self._test(path, leaf))
+        return bool(self._test(path, leaf, layer))
 
     def __and__(self, other: Callable) -> "Filter":
         """Leaves that both pick."""
-        return Filter(lambda path, leaf: self(path, leaf) and matches(other, path, leaf))
+        return Filter.of_layers(lambda *at: self(*at) and matches(other, *at))
 
     def __or__(self, other: Callable) -> "Filter":
         """Leaves that either picks."""
-        return Filter(lambda path, leaf: self(path, leaf) or matches(other, path, leaf))
+        return Filter.of_layers(lambda *at: self(*at) or matches(other, *at))
 
     def __invert__(self) -> "Filter":
         """Leaves that this one does not pick."""
-        return Filter(lambda path, leaf: not self(path, leaf))
+        return Filter.of_layers(lambda *at: not self(*at))
 
 
-def matches(where: Callable, path: str, leaf: Any = None) -> bool:
+def matches(where: Callable, path: str, leaf: Any = None, layer: Mapping[str, Any] | None = None) -> bool:
     """Whether a filter, or any function of a path, picks a leaf."""
-    return where(path, leaf) if isinstance(where, Filter) else bool(where(path))
+    return where(path, leaf, layer) if isinstance(where, Filter) else bool(where(path))
 
 
 def layer(*names: str) -> Filter:
@@ -84,38 +92,66 @@ def path_matches(pattern: str) -> Filter:
 
 _KERNEL = re.compile(r"(kernel|weight|w)(_.*)?")
 _BIAS = re.compile(r"(bias|b)(_.*)?")
-_NORM_LAYER = re.compile(r"(?i).*norm.*|(bn|ln|gn)_?\d*")
-_NORM_LEAVES = ("scale", "offset", "gamma", "beta")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of RMSNorm_0: RMS, Norm
+_NORM_WORDS = re.compile(r".*norm|norms|normali[sz].*|normed|[bgl]n|rms")  # post_attention_layernorm, bn_init, ln_f
+_SCALES, _OFFSETS = ("scale", "gamma"), ("offset", "beta")
 
 
-def _parts(path):
+def words(name: str) -> list[str]:
+    """The words of a name, in lower case: divided at underscores, digits and capitals.
+
+    >>> words("RMSNorm_0"), words("bn2d_init")
+    (['rms', 'norm'], ['bn', 'd', 'init'])
+    """
+    return [word.lower() for word in _WORDS.findall(name)]
+
+
+def layer_and_name(path: str) -> tuple[str, str]:
     """The innermost layer's name and the parameter's: what an enclosing `PreNormBlock` holds need not be a norm."""
     *layers, name = path.split("/")
     return (layers or [""])[-1], name
 
 
-def _is_norm(path, leaf):
-    layer, name = _parts(path)
-    thin = leaf is not None and jnp.ndim(leaf) <= 1 and _KERNEL.fullmatch(name)
-    return name in _NORM_LEAVES or _NORM_LAYER.fullmatch(layer) is not None or bool(thin)
+def is_known_norm(path: str, leaf: Any = None, layer: Mapping[str, Any] | None = None) -> bool:
+    """Whether a leaf's layer is a normalisation by its name, or by what it holds."""
+    by_name = any(_NORM_WORDS.fullmatch(word) for word in words(layer_and_name(path)[0]))
+    names = {layer_and_name(path)[1]: leaf} if layer is None else layer
+    if any(name in ("kernel", "w") and _ndim(x) > 1 for name, x in names.items()):
+        return False  # a linear layer, whatever it is called
+    scales = [name for name, x in names.items() if name in _SCALES or _is_thin_weight(name, x)]
+    others = [name for name in names if name not in scales and not (name in _OFFSETS or _BIAS.fullmatch(name))]
+    return by_name or (len(scales) == 1 and not others and _ndim(names[scales[0]]) == 1)
 
 
-def _is_embedding(path, leaf):
-    return not _is_norm(path, leaf) and any("embed" in part.lower() for part in _parts(path))
+def _is_thin_weight(name, leaf):
+    return _KERNEL.fullmatch(name) is not None and 0 <= _ndim(leaf) <= 1
+
+
+def _ndim(leaf):
+    return jnp.ndim(leaf) if is_changeable(leaf) else -1
+
+
+def _is_norm(path, leaf, layer):
+    name = layer_and_name(path)[1]
+    return name in (*_SCALES, *_OFFSETS) or _is_thin_weight(name, leaf) or is_known_norm(path, leaf, layer)
+
+
+def _is_embedding(path, leaf, layer):
+    return not _is_norm(path, leaf, layer) and any("embed" in part.lower() for part in layer_and_name(path))
 
 
 def _is_called(pattern):
-    def test(path, leaf):
-        named = pattern.fullmatch(_parts(path)[1]) is not None
-        return named and not _is_norm(path, leaf) and not _is_embedding(path, leaf)
+    def test(path, leaf, layer):
+        named = pattern.fullmatch(layer_and_name(path)[1]) is not None
+        return named and not _is_norm(path, leaf, layer) and not _is_embedding(path, leaf, layer)
 
     return test
 
 
-norms = Filter(_is_norm)  # scale and offset of BatchNorm, LayerNorm, GroupNorm, RMSNorm, …
-embeddings = Filter(_is_embedding)  # tables: the name of the layer or of the parameter contains "embed"
-kernels = Filter(_is_called(_KERNEL))  # weights of linear, convolutional and recurrent layers
-biases = Filter(_is_called(_BIAS))  # of those layers
+norms = Filter.of_layers(_is_norm)  # scale and offset of BatchNorm, LayerNorm, GroupNorm, RMSNorm, …
+embeddings = Filter.of_layers(_is_embedding)  # tables: the name of the layer or of the parameter contains "embed"
+kernels = Filter.of_layers(_is_called(_KERNEL))  # weights of linear, convolutional and recurrent layers
+biases = Filter.of_layers(_is_called(_BIAS))  # of those layers
 
 
 def path_name(path: tuple) -> str:
@@ -150,12 +186,30 @@ def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
         return jax.tree.map(is_changeable, params)
     if not callable(where):
         raise ValueError(f"where must be a filter, as sp_jax.layer('head'), or a function of a path, got {where!r}")
+    layers = by_layer(params)
     picked = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: is_changeable(leaf) and matches(where, path_name(path), leaf), params
+        lambda path, leaf: (
+            is_changeable(leaf) and matches(where, name := path_name(path), leaf, layer_of(layers, name))
+        ),
+        params,
     )
     if not any(jax.tree.leaves(picked)):
         raise ValueError(f"the filter `where` matches no floating leaf; the paths are: {some_paths(params)}")
     return picked
+
+
+def by_layer(params: chex.ArrayTree) -> dict[str, dict[str, Any]]:
+    """The leaves of each layer by their names; a layer is what stands before the last slash of a path."""
+    layers = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layer, _, name = path_name(path).rpartition("/")
+        layers.setdefault(layer, {})[name] = leaf
+    return layers
+
+
+def layer_of(layers: Mapping[str, Mapping[str, Any]], path: str) -> Mapping[str, Any]:
+    """Of `by_layer`, the layer of a parameter."""
+    return layers[path.rpartition("/")[0]]
 
 
 def some_paths(params: chex.ArrayTree, at_most: int = 8) -> str:
@@ -184,10 +238,11 @@ def labels(groups: Mapping[str, Callable], *, default: str = "rest") -> Callable
     """
 
     def label(params):
-        used = set()
+        used, layers = set(), by_layer(params)
 
         def name(path, leaf):
-            found = next((g for g, where in groups.items() if matches(where, path_name(path), leaf)), default)
+            at = path_name(path), leaf, layer_of(layers, path_name(path))
+            found = next((g for g, where in groups.items() if matches(where, *at)), default)
             used.add(found if is_changeable(leaf) else None)
             return found
 

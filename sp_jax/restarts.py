@@ -21,18 +21,20 @@ Where data are streamed (`sp_jax.streaming`) a restart says what it looks at, or
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sp_jax import filters, growth, plasticity, transforms
 from sp_jax.layouts import Layouts, merged
 from sp_jax.optimizer_state import COUNTS, reset_changed
 from sp_jax.penalties import cross_entropy
+from sp_jax.plasticity.kinds import Kinds
 from sp_jax.types import Model, TrainState
 
 Rule = Callable[..., chex.ArrayTree]
@@ -85,9 +87,28 @@ def gaussian_noise(key, params, fresh_params, *, shrink=1.0, noise_scale):
 
 
 def fire(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
-    """Each kernel made orthogonal (FIRE, `sp_jax.plasticity`). `shrink` and `noise_scale` are not used."""
+    """Each kernel made orthogonal (FIRE, `sp_jax.plasticity`). `shrink` and `noise_scale` are not used; see `make_fire`
+    for attention's kernels and stacked layers."""
     del key, fresh_params, shrink, noise_scale
     return plasticity.orthogonalize(params)
+
+
+def make_fire(*, where: Callable | None = None, kinds: Kinds | None = None) -> Rule:
+    """Makes the rule `fire` with a choice of kernels, or for networks whose kernels do not tell what they are.
+
+    Args:
+      where: which kernels change, as for `sp_jax.plasticity.orthogonalize`; by default all.
+      kinds: what the axes of a kernel are, as for `orthogonalize`: `{"query": ("in", "out", "out")}`.
+
+    Returns:
+      A rule; it raises a ValueError as `orthogonalize`.
+    """
+
+    def rule(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
+        del key, fresh_params, shrink, noise_scale
+        return plasticity.orthogonalize(params, where=where, kinds=kinds)
+
+    return rule
 
 
 def only_layers(*names: str) -> Rule:
@@ -213,30 +234,47 @@ def _undo_where_new(before, params, fresh_params, shapes, how):
     return params
 
 
-def make_dash(model: Model, *, batches_per_chunk: int = 8, decay: float = 0.3, **policies) -> Restart:
-    """Direction-aware shrinking of the whole training state (DASH, Shin et al., NeurIPS 2024).
+def make_dash(
+    model: Model,
+    *,
+    arrivals: Sequence[int] | None = None,
+    batches_per_chunk: int = 8,
+    decay: float = 0.3,
+    norms: Callable | None = None,
+    kinds: Kinds | None = None,
+    **policies,
+) -> Restart:
+    """Makes direction-aware shrinking of the whole training state (DASH, Shin et al., NeurIPS 2024).
 
     Sweeps the samples in the order of arrival, in chunks, for the running direction of descent G of the old parameters
-    (`sp_jax.plasticity.average_gradient`; in train mode, batch statistics dropped), then shrinks each weight the more,
-    the less it agrees with G (`sp_jax.plasticity.dash`; λ is `shrink`, the paper's 0.3).
+    (`sp_jax.plasticity.average_gradient`), then shrinks each weight the more, the less it agrees with G
+    (`sp_jax.plasticity.dash`; λ is `shrink`, the paper's 0.3). As in the authors' program the gradients are taken in
+    evaluation mode, with the old network's statistics, and a chunk is what has arrived in one round. They keep the
+    momentum of SGD; here that is `optimizer_state="keep"`.
 
     Args:
       model: its loss is the cross-entropy.
-      batches_per_chunk: of how many batches a gradient is the mean; the newest chunk may have fewer.
+      arrivals: how many samples had arrived in each round, increasing: a chunk is what one round brought; what came
+        after the last of them is one more. None: chunks are of `batches_per_chunk` batches, the newest may have fewer.
+      batches_per_chunk: where there are no `arrivals`.
       decay: α, a scalar in [0, 1]; the weight of the newest chunk.
+      norms: as of `sp_jax.plasticity.dash`.
+      kinds: as of `sp_jax.plasticity.dash`.
       **policies: of `make_restart`.
 
     Returns:
       A restart as of `make_restart`; it needs `batches`, a `Batches` with labels.
 
     Raises:
-      ValueError: as `make_restart`, shapes that are not to stay, or no labels (in the restart).
+      ValueError: as `make_restart`, arrivals that do not increase, shapes that are not to stay; no labels, or as
+        `sp_jax.plasticity.dash` (in the restart).
     """
+    chunks = _chunks(arrivals, batches_per_chunk)
 
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
         if batches is None or batches.labels is None:
             raise ValueError("DASH needs batches=Batches(inputs, masks, labels)")
-        whole = finish(_descend(model, state, _start_descent(state), batches, batches_per_chunk, decay))
+        whole = finish(update(state, _start_descent(state), batches))
         return whole(key, state, fresh, shrink=shrink, noise_scale=noise_scale, batches=batches)
 
     def finish(carry):
@@ -244,12 +282,12 @@ def make_dash(model: Model, *, batches_per_chunk: int = 8, decay: float = 0.3, *
 
         def rule(key, params, fresh_params, *, shrink, noise_scale):
             del key, fresh_params, noise_scale
-            return plasticity.dash(params, average, shrink=shrink)
+            return plasticity.dash(params, average, shrink=shrink, norms=norms, kinds=kinds)
 
         return make_restart(rule, model=model, **policies)
 
     def update(state, carry, batches):
-        return _descend(model, state, carry, batches, batches_per_chunk, decay)
+        return _descend(model, state, carry, batches, chunks, decay)
 
     restart.sweep = Sweep(_start_descent, update, finish)
     restart.batches = make_restart(warm_start, model=model, **policies).batches  # policies are checked here already
@@ -260,44 +298,79 @@ def make_dash(model: Model, *, batches_per_chunk: int = 8, decay: float = 0.3, *
     return restart
 
 
+class _Chunks(NamedTuple):
+    """How samples in the order of arrival are divided, whatever the batches."""
+
+    of: Callable  # of(places, batch_size) -> the chunk of each place
+    end: Callable  # end(chunk, batch_size) -> the place after its last sample
+
+
+def _chunks(arrivals, batches_per_chunk):
+    if arrivals is None:
+        if batches_per_chunk < 1:
+            raise ValueError(f"batches_per_chunk must be at least 1, got {batches_per_chunk}")
+        return _Chunks(
+            lambda places, size: places // (batches_per_chunk * size),
+            lambda chunk, size: (chunk + 1) * (batches_per_chunk * size),
+        )
+    ends = np.asarray(arrivals)
+    if ends.ndim != 1 or not len(ends) or ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) <= 0).any():
+        raise ValueError(f"arrivals must be increasing counts, as (250, 500, 750), got {arrivals}")
+    ends = np.append(ends, np.iinfo(np.int32).max).astype(np.int32)
+    return _Chunks(
+        lambda places, size: jnp.searchsorted(ends, places, side="right").astype(jnp.int32),
+        lambda chunk, size: jnp.asarray(ends)[chunk],
+    )
+
+
 def _start_descent(state):
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     return zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
 
-def _descend(model, state, carry, batches, batches_per_chunk, decay):
-    """G over the chunks of real samples so far, what the open chunk adds up to, and the batches; padding comes last."""
+def _descend(model, state, carry, batches, chunks, decay):
+    """G over the chunks of real samples so far, what the open chunk adds up to, its samples, and the batches; padding
+    comes last. A batch that chunks share is gone through once for each, the others' samples masked."""
+    size = batches.masks.shape[1]
 
-    def loss(params, batch):
-        inputs, mask, labels = batch
-        logits, _ = model.apply(params, state.batch_stats, inputs, mask, True)
+    def loss(params, inputs, mask, labels):
+        logits, _ = model.apply(params, state.batch_stats, inputs, mask, False)
         return jnp.sum(jnp.where(mask, cross_entropy(logits, labels), 0))
 
     def one_batch(carry, batch):
-        average, total, count, i = carry
-        # Of padding alone BatchNorm has no statistics, and its gradient is NaN; nor does it cost anything then.
-        gradient = jax.lax.cond(jnp.any(batch[1]), jax.grad(loss), lambda *_: zeros, state.params, batch)
-        total = jax.tree.map(jnp.add, total, gradient)
-        count, is_last = count + jnp.sum(batch[1]), (i + 1) % batches_per_chunk == 0
-        ends = is_last & (count > 0)
-        moved = _advance(average, total, count, decay)
-        average = jax.tree.map(lambda a, m: jnp.where(ends, m, a), average, moved)
-        total = jax.tree.map(lambda t: jnp.where(is_last, 0, t), total)
-        return (average, total, jnp.where(is_last, 0, count), i + 1), None
+        inputs, mask, labels = batch
+        *sums, i = carry
+        of_chunk = chunks.of(i * size + jnp.arange(size, dtype=jnp.int32), size)
+        real = jnp.sum(mask, dtype=jnp.int32)
+        last = of_chunk[jnp.maximum(real, 1) - 1]
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+        def one_chunk(chunk, sums):
+            average, total, count = sums
+            own = mask & (of_chunk == chunk)
+            gradient = jax.grad(loss)(state.params, inputs, own, labels)
+            total, count = jax.tree.map(jnp.add, total, gradient), count + jnp.sum(own, dtype=jnp.int32)
+            ends = chunks.end(chunk, size) <= (i + 1) * size
+            average = _where(ends, _advance(average, total, count, decay), average)
+            return average, jax.tree.map(lambda t: jnp.where(ends, 0, t), total), jnp.where(ends, 0, count)
+
+        sums = jax.lax.fori_loop(of_chunk[0], jnp.where(real > 0, last + 1, of_chunk[0]), one_chunk, tuple(sums))
+        return (*sums, i + 1), None
+
     return jax.lax.scan(one_batch, carry, tuple(batches))[0]
 
 
 def _end_descent(carry, decay):
     average, total, count, _ = carry
-    left = _advance(average, total, count, decay)
-    return jax.tree.map(lambda a, m: jnp.where(count > 0, m, a), average, left)
+    return _where(count > 0, _advance(average, total, count, decay), average)
 
 
 def _advance(average, total, count, decay):
     mean = jax.tree.map(lambda t: t / jnp.maximum(count, 1), total)
     return plasticity.average_gradient(average, mean, decay=decay)
+
+
+def _where(condition, one, other):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def no_restart(key, state, fresh, *, shrink, noise_scale, batches=None):

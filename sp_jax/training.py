@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sp_jax import filters, penalties
+from sp_jax import filters, optimizer_state, penalties
 from sp_jax.plasticity import methods
 from sp_jax.random import Purpose, key_for
 from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, TrainState
@@ -26,6 +26,13 @@ EVALUATION_BATCH = 500  # samples at a time
 def adam(hparams: HParams) -> optax.GradientTransformation:
     """Adam with PyTorch's defaults (Section 2.2) and coupled L2: the decay joins the gradient before Adam's moments."""
     return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.adam(hparams.learning_rate))
+
+
+def adam_per_entry(hparams: HParams) -> optax.GradientTransformation:
+    """As `adam`, with a step count for each entry, which is reset with its moments: what continual backprop's authors
+    train with (`sp_jax.optimizer_state`)."""
+    decay = optax.add_decayed_weights(hparams.weight_decay)
+    return optax.chain(decay, optimizer_state.adam_per_entry(hparams.learning_rate))
 
 
 def sgd(hparams: HParams) -> optax.GradientTransformation:

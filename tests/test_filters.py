@@ -71,8 +71,8 @@ EXPECTED = {
     },
     "equinox": {
         "kernels": "layers/0/weight head/weight",
-        "biases": "layers/0/bias layers/2/bias head/bias",  # a LayerNorm in a list: only its weight tells
-        "norms": "layers/2/weight norm/weight norm/bias",
+        "biases": "layers/0/bias head/bias",
+        "norms": "layers/2/weight layers/2/bias norm/weight norm/bias",  # a LayerNorm in a list, by what it holds
         "embeddings": "embed/weight",
     },
     "haiku": {

@@ -1,12 +1,17 @@
 """The later methods within the engine: what they do to a lane, and to whom."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference
 import optax
 import pytest
 from flax import linen as nn
 
+from experiments import build
+from experiments.settings import Settings
 from sp_jax import data, models, plasticity, restarts, sweeps, training
 from sp_jax.penalties import cross_entropy
 from sp_jax.plasticity import methods
@@ -19,10 +24,30 @@ SMALL = Dataset(FULL.inputs[:300], FULL.labels[:300], 10, "small")
 MODEL = models.from_module(models.MLP(10, (16, 16), nn.relu), FULL.inputs)
 
 
+class Normed(nn.Module):
+    """A unit's link, and BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, mask=None, train=False):
+        mask = None if mask is None else mask[:, None]
+        x = nn.Dense(16, name="hidden_0")(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm_0")(x, mask=mask))
+        self.sow("intermediates", "hidden_0_units", x)
+        return nn.Dense(10, name="head")(x)
+
+    def links(self):
+        return (("hidden_0", "head", "norm_0"),)
+
+
+NORMED = models.from_module(Normed(), FULL.inputs)
+
+
 def train(method, *, strength=None, epochs=1, model=MODEL, seed=0):
     """The state of one lane after a round: four steps an epoch, the last one of 4 samples."""
-    trainer, lane = Trainer(model, training.adam, 32, method=method), lane_of(method, strength, epochs, seed)
+    return train_with(Trainer(model, training.adam, 32, method=method), lane_of(method, strength, epochs, seed))
 
+
+def train_with(trainer, lane):
     @jax.jit
     def program(lane, data):
         start = lane.convergence.start(training.init_state(trainer, lane, 0))
@@ -77,11 +102,17 @@ def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initiali
 
 
 def hare_state(fast, slow):
-    memory = {"slow": ({"w": jnp.full(2, slow)}, {"mean": jnp.full(2, slow)}), "epoch": jnp.int32(0)}
+    stats, zero = {"mean": jnp.full(2, slow)}, jnp.int32(0)
+    memory = {
+        "slow": ({"w": jnp.full(2, slow)}, stats),
+        "first_stats": {"mean": jnp.zeros(2)},
+        "epoch": zero,
+        "step": zero,
+    }
     return TrainState({"w": jnp.full(2, fast)}, {"mean": jnp.full(2, fast)}, (), memory)
 
 
-def test_the_hare_jumps_every_ten_epochs_batch_statistics_too():
+def test_the_hare_jumps_after_the_first_epoch_and_every_ten_batch_statistics_too():
     state, jumps = hare_state(1.0, 0.0), []
     for epoch in range(1, 31):
         state = methods.hare_tortoise.after_epoch(state)
@@ -89,7 +120,7 @@ def test_the_hare_jumps_every_ten_epochs_batch_statistics_too():
         if state.params["w"][0] == 0:
             jumps.append(epoch)
             state = state.replace(params={"w": jnp.ones(2)}, batch_stats={"mean": jnp.ones(2)})
-    assert jumps == [10, 20, 30]
+    assert jumps == [1, 11, 21]  # after the epochs 0, 10, 20 of a round, counted from 0
     tortoise = methods.hare_tortoise.evaluated(state)
     assert (tortoise.params["w"][0], tortoise.batch_stats["mean"][0]) == (0, 0)
 
@@ -109,7 +140,7 @@ def test_a_restart_is_of_the_hare_and_of_the_tortoise():
 
 
 def test_the_tortoise_is_evaluated():
-    state, result = rounds(methods.hare_tortoise, epochs=2)
+    state, result = rounds(methods.hare_tortoise, epochs=8)
     lane = lane_of(methods.hare_tortoise)
     hare, tortoise = (
         training.evaluate(MODEL, s, SMALL, lane.validation) for s in (state, methods.hare_tortoise.evaluated(state))
@@ -130,6 +161,80 @@ def test_the_tortoise_follows_every_step():
         state = step(state, SMALL.inputs[batch], SMALL.labels[batch], start + jnp.arange(32) < 100)
         slow = jax.tree.map(lambda s, f: 0.5 * s + 0.5 * f, slow, state.params)
     close(found.memory["slow"][0], slow, rtol=1e-4, atol=1e-5)
+
+
+def stats_state(fast, slow, step):
+    """The hare and the tortoise of a network that is its statistics alone."""
+    state = hare_state(0.0, 0.0)
+    memory = state.memory | {"slow": ({"w": jnp.zeros(2)}, {"mean": jnp.full(2, slow)}), "step": jnp.int32(step)}
+    return state.replace(batch_stats={"mean": jnp.full(2, fast)}, memory=memory)
+
+
+def test_the_tortoises_statistics_do_not_remember_where_they_began():
+    """After t steps they are the mean of the hare's, the newest of weight (1 - μ), in the first round too."""
+    state, fast = stats_state(0.0, 0.0, 0), (1.0, 3.0, -2.0, 5.0)
+    for value in fast:
+        state = state.replace(batch_stats={"mean": jnp.full(2, value)})
+        state = methods.hare_tortoise.after_step(None, None, state, None, None, 0.75)
+    weights = 0.75 ** np.arange(4)[::-1]
+    np.testing.assert_allclose(state.memory["slow"][1]["mean"], np.dot(weights, fast) / weights.sum(), rtol=1e-6)
+    still = methods.hare_tortoise.after_step(None, None, stats_state(7.0, 2.0, 0), None, None, 1.0)
+    np.testing.assert_array_equal(still.memory["slow"][1]["mean"], 2)
+
+
+@pytest.mark.parametrize(("policy", "step"), [("reset", 0), ("keep", 9), ("recalibrate", 9)])
+def test_the_tortoises_steps_are_counted_anew_where_its_statistics_are(policy, step):
+    def restart(state):
+        mean = {"reset": jnp.zeros(2), "keep": state.batch_stats["mean"], "recalibrate": jnp.full(2, 0.5)}[policy]
+        return state.replace(batch_stats={"mean": mean})
+
+    state = stats_state(1.0, 2.0, 9)
+    state = state.replace(memory=state.memory | {"epoch": jnp.int32(4)})
+    restarted = methods.hare_tortoise.restarted(restart, state)
+    assert (restarted.memory["step"], restarted.memory["epoch"]) == (step, 0)
+
+
+@pytest.mark.parametrize("statistics", restarts.STATISTICS)
+def test_the_tortoise_is_as_good_with_statistics_that_are_reset(statistics):
+    """BatchNorm, two rounds: with statistics that began at 0 and 1 it would guess (11 %)."""
+    trainer = Trainer(NORMED, training.adam, 32, method=methods.hare_tortoise)
+    engine, lanes = (
+        sweeps.Engine(trainer, SMALL, 1),
+        sweeps.make_lanes([0], HParams(0.01, method_strength=0.99), Convergence.exactly(60), 300),
+    )
+    restart = restarts.make_restart(restarts.warm_start, statistics=statistics, model=NORMED)
+    placed, state = engine.place(lanes), None
+    for round_, num_visible, before in ((1, 100, restarts.no_restart), (2, 200, restart)):
+        state, _, _ = sweeps.train_round(sweeps.Phase(engine, lanes, num_visible, before), round_, placed, state)
+        tortoise = methods.hare_tortoise.evaluated(jax.tree.map(lambda x: x[0], state))
+        fitted = training.evaluate(NORMED, tortoise, SMALL, lanes.order[0, :num_visible])
+        assert fitted.accuracy > 0.8
+
+
+def test_redo_keeps_the_moments_of_biases_and_adams_count(monkeypatch):
+    """As its authors' program; all other moments of a unit begin anew."""
+    monkeypatch.setattr(methods, "REDO_STEPS", 4)
+    adam = train(methods.redo, strength=1e9).opt_state[1][0]
+    assert (adam.mu["hidden_0"]["bias"] != 0).all()
+    np.testing.assert_array_equal(adam.mu["hidden_0"]["kernel"], 0)
+    assert adam.count == 4
+
+
+def test_continual_backprop_counts_the_steps_of_each_entry():
+    """What Adam's count is for the weights of units that were replaced is their age; others, biases that absorb too,
+    have seen all steps. It is what the command line trains with."""
+    settings = Settings(model="mlp", hidden=(16, 16), method="continual_backprop", activation="relu", batch_size=32)
+    made = build.trainer(settings, SMALL)
+    lane = lane_of(methods.continual_backprop, 1 / 64, 40)
+    state = train_with(made, lane)
+    count, ages = state.opt_state[1][0].count, state.memory["utility"].age
+    np.testing.assert_array_equal(count["hidden_0"]["kernel"], np.broadcast_to(ages["hidden_0"], (64, 16)))
+    np.testing.assert_array_equal(count["hidden_0"]["bias"], ages["hidden_0"])
+    np.testing.assert_array_equal(count["head"]["kernel"], np.broadcast_to(ages["hidden_1"][:, None], (16, 10)))
+    np.testing.assert_array_equal(count["head"]["bias"], 160)
+    for other in ("none", "redo"):
+        made = build.trainer(dataclasses.replace(settings, method=other), SMALL)
+        assert made.optimizer is training.adam
 
 
 def test_redo_searches_every_so_many_steps(monkeypatch):
@@ -256,26 +361,50 @@ def test_dash_sweeps_the_samples_in_chunks_of_batches(real):
     close(new.opt_state, fresh.opt_state)
 
 
-class Normed(nn.Module):
-    @nn.compact
-    def __call__(self, x, mask=None, train=False):
-        x = nn.Dense(4)(x.reshape(len(x), -1))
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x, mask=mask[:, None]))
+@pytest.mark.parametrize(
+    ("arrivals", "real"),
+    [((5, 12, 20, 33), 33), ((5, 12, 20, 33), 25), ((33,), 33), ((1, 2, 3, 4, 40), 33), ((16, 24), 33), ((8, 16), 3)],
+)
+def test_dash_takes_one_gradient_for_each_arrival_against_numpy(arrivals, real):
+    """Batches of 8 that arrivals do not divide; what came after the last arrival is one more."""
+    params, _ = MODEL.init(jax.random.key(0))
+    state, samples = TrainState(params, {}, ()), batches(5, 8, real)
+    restart = jax.jit(restarts.make_dash(MODEL, arrivals=arrivals, decay=0.4))
+    new = restart(jax.random.key(2), state, state, shrink=0.3, noise_scale=0.0, batches=samples).params
+
+    layers = [("flat", None), ("dense", "hidden_0"), ("relu", None), ("dense", "hidden_1"), ("relu", None)]
+    weights = jax.tree.map(np.float64, params)
+    net = numpy_reference.Net([*layers, ("dense", "head")], weights)
+    inputs, labels = samples.inputs.reshape(-1, 8, 8, 1), samples.labels.reshape(-1)
+    average = jax.tree.map(np.zeros_like, weights)
+    ends = [*(end for end in arrivals if end < real), real]
+    for start, end in zip([0, *ends], ends, strict=False):
+        _, _, gradient = net.loss_and_gradient(np.float64(inputs[start:end]), labels[start:end])
+        average = jax.tree.map(lambda a, g: 0.6 * a - 0.4 * g, average, {name: gradient[name] for name in average})
+    for name, leaves in weights.items():
+        for leaf, w in leaves.items():
+            g = average[name][leaf]
+            lengths = np.sqrt((w * w).sum(0) * (g * g).sum(0))
+            cosine = (w * g).sum(0) / np.where(lengths == 0, 1, lengths)
+            np.testing.assert_allclose(new[name][leaf], w * np.clip(cosine, 0.3, 1), rtol=1e-3, atol=1e-5)
 
 
-def test_dash_passes_over_batches_of_padding_alone():
-    """In which BatchNorm would have no statistics: the same with as without them."""
-    model = models.from_module(Normed(), SMALL.inputs)
-    params, batch_stats = model.init(jax.random.key(0))
-    state = TrainState(params, batch_stats, ())
-    restart = jax.jit(restarts.make_dash(model, batches_per_chunk=3))
-    many = batches(7, 8, 13)
-    few = Batches(many.inputs[:2], many.masks[:2], many.labels[:2])
-    one, other = (
-        restart(jax.random.key(2), state, state, shrink=0.3, noise_scale=0.0, batches=b).params for b in (few, many)
-    )
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(other))
-    close(one, other)
+def test_dash_takes_its_gradients_in_evaluation_mode():
+    """With the running statistics of the old network, one for each arrival; batches of padding alone count nothing."""
+    params, _ = NORMED.init(jax.random.key(0))
+    stats = {"norm_0": {"mean": jnp.linspace(-1, 1, 16), "var": jnp.linspace(0.5, 2, 16)}}
+    state, samples = TrainState(params, stats, ()), batches(7, 8, 13)
+    restart = jax.jit(restarts.make_dash(NORMED, arrivals=(4, 13)))
+    new = restart(jax.random.key(2), state, state, shrink=0.3, noise_scale=0.0, batches=samples).params
+    inputs, labels = samples.inputs.reshape(-1, 8, 8, 1), samples.labels.reshape(-1)
+    average = jax.tree.map(jnp.zeros_like, params)
+    for chunk in (slice(0, 4), slice(4, 13)):
+
+        def loss(params, chunk=chunk):
+            return jnp.mean(cross_entropy(NORMED.apply(params, stats, inputs[chunk], None, False)[0], labels[chunk]))
+
+        average = plasticity.average_gradient(average, jax.grad(loss)(params))
+    close(new, plasticity.dash(params, average, shrink=0.3), rtol=1e-3, atol=1e-5)
 
 
 def test_dash_needs_labels_and_sound_policies():
@@ -286,6 +415,11 @@ def test_dash_needs_labels_and_sound_policies():
         restarts.make_dash(MODEL, statistics="none")
     with pytest.raises(ValueError, match="shapes must be 'same', got 'grow'"):
         restarts.make_dash(MODEL, shapes="grow")
+    for arrivals in ((), (3, 3), (0, 2), (1.5,), 4):
+        with pytest.raises(ValueError, match="arrivals must be increasing counts"):
+            restarts.make_dash(MODEL, arrivals=arrivals)
+    with pytest.raises(ValueError, match="batches_per_chunk must be at least 1"):
+        restarts.make_dash(MODEL, batches_per_chunk=0)
 
 
 def test_dash_in_the_engine_never_sees_what_has_not_arrived():

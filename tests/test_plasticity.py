@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,8 @@ def test_dash_hand_worked():
         "norm": {"scale": jnp.array([-1.0]), "bias": jnp.array([-1.0])},
         "embed": {"embedding": jnp.array([[-1.0]])},
     }
-    new = jax.jit(plasticity.dash)(params, average, shrink=0.25)
+    dash = partial(plasticity.dash, kinds={"conv": ("spatial", "spatial", "in", "out")})  # its window is not square
+    new = jax.jit(dash)(params, average, shrink=0.25)
     np.testing.assert_allclose(new["conv"]["kernel"].ravel(), [1.8, 2.4], rtol=1e-6)
     np.testing.assert_allclose(new["dense"]["kernel"], [[0.6, 0.25, 0.0], [0.0, -0.25, 0.0]], rtol=1e-6)
     np.testing.assert_array_equal(new["dense"]["bias"], [0.25, -0.5])
@@ -261,7 +263,8 @@ def test_fire_makes_kernels_isometries_and_keeps_rotations():
     np.testing.assert_allclose(np.linalg.svd(new)[1], np.sqrt(40 / 2), rtol=1e-5)
     rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0].astype(np.float32)
     stack = {"kernel": np.stack([rotation * 7, rotation * 1e-25, 0 * rotation])}
-    turned = jax.jit(plasticity.orthogonalize)(stack)["kernel"]
+    fire = partial(plasticity.orthogonalize, kinds={"kernel": ("spatial", "in", "out")})
+    turned = jax.jit(fire)(stack)["kernel"]
     np.testing.assert_allclose(turned, np.stack([rotation / 3, rotation / 3, 0 * rotation]), atol=1e-5)
 
 

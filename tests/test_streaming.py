@@ -66,11 +66,12 @@ def test_a_resnet_has_its_statistics_recalibrated_from_the_stream():
     assert_same(engines, lanes, (24, 40), restart)  # 16 + 8, 2 x 16 + 8
 
 
-def test_dash_sweeps_the_stream_for_the_hare_and_for_the_tortoise():
+@pytest.mark.parametrize("chunks", [{"batches_per_chunk": 3}, {"arrivals": (45, 100, 150)}])
+def test_dash_sweeps_the_stream_for_the_hare_and_for_the_tortoise(chunks):
     trainer = TRAINER._replace(method=METHODS["hare_tortoise"], optimizer=training.sgd)
     engines = both(trainer, SMALL, 1, block_bytes=BLOCK)
     lanes = sweeps.make_lanes([0], HParams(0.01, 0.0, 0.3, method_strength=0.9), Convergence.exactly(2), 300)
-    restart = restarts.make_dash(TRAINER.model, batches_per_chunk=3)
+    restart = restarts.make_dash(TRAINER.model, **chunks)
     assert_same(engines, lanes, (100, 150), restart)
 
 

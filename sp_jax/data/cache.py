@@ -81,10 +81,21 @@ def _write(folder, decoded):
         with open(unfinished / "checksums.json", "w") as file:
             json.dump({name: _checksum(array) for name, array in zip(NAMES, decoded, strict=True)}, file)
             _flush(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.replace(folder)
+        try:
+            unfinished.replace(folder)
+        except OSError:  # there is one: damaged, or another process has been quicker
+            if not _is_sound(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_sound(folder):
+    try:
+        return bool(_read(folder))
+    except Exception:  # as above
+        return False
 
 
 def _flush(file):

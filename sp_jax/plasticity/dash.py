@@ -1,12 +1,16 @@
 """Direction-aware shrinking, DASH (Shin et al., NeurIPS 2024): between rounds, weights shrink the more, the less they
 agree with the direction of descent."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from sp_jax.filters import biases, embeddings, is_changeable, norms, path_name, pick
+from sp_jax import filters
+from sp_jax.filters import embeddings, is_changeable, path_name, pick
 from sp_jax.plasticity.arrays import check_output_axis, exponential_average, unit_vectors, widen
+from sp_jax.plasticity.kinds import Kinds, axis_roles, vector_axes
 from sp_jax.transforms import check_fraction, check_same, check_shrink, like
 
 
@@ -42,32 +46,43 @@ def average_gradient(average: chex.ArrayTree, gradient: chex.ArrayTree, *, decay
 
 
 def dash(
-    params: chex.ArrayTree, average: chex.ArrayTree, *, shrink: chex.Numeric = 0.3, output_axis: int = -1
+    params: chex.ArrayTree,
+    average: chex.ArrayTree,
+    *,
+    shrink: chex.Numeric = 0.3,
+    norms: Callable | None = None,
+    kinds: Kinds | None = None,
+    output_axis: int = -1,
 ) -> chex.ArrayTree:
     """w ← w · clip(cos(G, w), λ, 1): the less weights agree with descent, the more they shrink (Shin et al. 2024).
 
-    The cosine is taken for each vector w of a leaf, by the leaf's axes:
+    The cosine is taken for each vector w of a leaf:
 
-    - three or more, a convolution: each pair of input and output channels, over the spatial axes. For a 1x1
-      convolution that is a single weight, so it is kept or shrunk to λ by its sign alone;
-    - two, a linear layer: each output unit, over its inputs;
-    - one or none, and biases of any number (Equinox's of convolutions are [out, 1, 1]): the whole leaf.
+    - of a convolution: each pair of input and output channels, over the window. For a 1x1 convolution that is a single
+      weight, so it is kept or shrunk to λ by its sign alone;
+    - of a linear layer: each output unit, over its inputs;
+    - of a bias, or whatever else has one axis or none: the whole leaf.
 
-    The cosine with a zero vector counts as 0. Normalisation layers stay as they are (`sp_jax.filters.norms`). So do
-    embeddings, of which the paper says nothing: the authors' program changes convolutional and linear layers alone.
+    The cosine with a zero vector counts as 0. Normalisation layers stay as they are. So do embeddings, of which the
+    paper says nothing: the authors' program changes convolutional and linear layers alone.
 
     Args:
       params: pytree of arrays, named as `sp_jax.filters` knows them.
       average: pytree of the same structure and shapes, G of `average_gradient`.
       shrink: λ, a scalar in [0, 1]; 1 keeps the parameters.
+      norms: a filter (`sp_jax.filters`), or a function of a leaf's path: what belongs to normalisation layers. By
+        default those that are known by their names, or hold a scale of one axis, perhaps a bias, and nothing else.
+      kinds: what the axes of a kernel are where their number does not tell, `{"query": ("in", "out", "out")}`: see
+        `sp_jax.plasticity.kinds`.
       output_axis: -1 where kernels are [..., in, out] (Flax, Haiku), 0 where [out, in, ...] (Equinox, PyTorch).
 
     Returns:
       A pytree with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: another `output_axis`, λ out of range, trees or shapes that differ (names the path), or nothing to
-        shrink.
+      ValueError: another `output_axis`, λ out of range, trees or shapes that differ (names the path), nothing to
+        shrink; a scale that may be a norm's or not, or a kernel of which it is not certain whether it is a convolution,
+        an attention's or stacked layers (one line that says what to write).
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, 1.0], [4.0, 1.0]])}
@@ -79,22 +94,32 @@ def dash(
     check_shrink(shrink)
     check_same(params, average, names=("params", "average"), advice="average gradients of these parameters")
 
+    if norms is None:
+        norms = filters.norms
+        _check_scales(params)
+    picked = pick(params, ~(embeddings | norms))
+    roles = axis_roles(params, picked, kinds, output_axis=output_axis)
+
     def leaf(path, picked, weight, average):
         if not picked:
             return weight
-        axes = _axes(jnp.ndim(weight), biases(path_name(path), weight), output_axis)
+        axes = vector_axes(roles[path_name(path)])
         # Of complex leaves JAX's gradient is the conjugate of the direction, so there is nothing to conjugate here.
         products = jnp.real(unit_vectors(average, axes) * unit_vectors(weight, axes))
         cosine = jnp.sum(products, axis=axes, keepdims=True)
         return like(widen(weight) * jnp.clip(cosine, shrink, 1), weight)
 
-    return jax.tree_util.tree_map_with_path(leaf, pick(params, ~(norms | embeddings)), params, average)
+    return jax.tree_util.tree_map_with_path(leaf, picked, params, average)
 
 
-def _axes(ndim, is_bias, output_axis):
-    """The axes of one vector: all of a bias, the inputs of a linear layer, the spatial ones of a convolution."""
-    if is_bias or ndim < 2:
-        return tuple(range(ndim))
-    if output_axis == -1:
-        return tuple(range(max(ndim - 2, 1)))
-    return tuple(range(min(ndim - 1, 2), ndim))
+def _check_scales(params):
+    """Raises a ValueError for a scale in a layer that is not known to be a norm."""
+    for layer, leaves in filters.by_layer(params).items():
+        for name, leaf in leaves.items():
+            path = f"{layer}/{name}".lstrip("/")
+            scales = {"scale", "gamma", "gain"} & {*filters.words(name)}
+            if scales and is_changeable(leaf) and not filters.is_known_norm(path, leaf, leaves):
+                raise ValueError(
+                    f"{path!r} may be a normalisation's scale or not: say which, as norms=sp_jax.norms | "
+                    f"sp_jax.layer({path!r}) where it is (it stays), & ~sp_jax.layer({path!r}) where not (it shrinks)"
+                )

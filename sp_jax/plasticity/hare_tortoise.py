@@ -20,7 +20,9 @@ class HareTortoiseState(NamedTuple):
     inner_state: optax.OptState
 
 
-def follow(slow: chex.ArrayTree, fast: chex.ArrayTree, *, decay: chex.Numeric = 0.999) -> chex.ArrayTree:
+def follow(
+    slow: chex.ArrayTree, fast: chex.ArrayTree, *, decay: chex.Numeric = 0.999, step: chex.Numeric | None = None
+) -> chex.ArrayTree:
     """slow ← μ·slow + (1 - μ)·fast (Lee et al. 2024): parameters, and BatchNorm's running statistics.
 
     Keep `slow` in float32 where `fast` is bfloat16, in which an average of μ = 0.999 would stand still. Leaves that are
@@ -30,6 +32,9 @@ def follow(slow: chex.ArrayTree, fast: chex.ArrayTree, *, decay: chex.Numeric = 
       slow: pytree of arrays, the tortoise.
       fast: pytree of the same structure and shapes, the hare.
       decay: μ, a scalar in [0, 1]; 1 stands still, 0 copies.
+      step: t >= 1, an integer scalar, the steps that the slow ones have followed, this one included: the weight of fast
+        is then (1 - μ)/(1 - μ^t), with which they don't remember where they began. For running statistics that begin
+        at 0 and 1; the authors' follow plainly, so they need several thousand steps.
 
     Returns:
       A pytree with the structure, shapes and dtypes of `slow`.
@@ -40,19 +45,47 @@ def follow(slow: chex.ArrayTree, fast: chex.ArrayTree, *, decay: chex.Numeric = 
     >>> import jax.numpy as jnp
     >>> follow({"mean": jnp.array([1.0])}, {"mean": jnp.array([3.0])}, decay=0.75)
     {'mean': Array([1.5], dtype=float32)}
+    >>> follow({"mean": jnp.array([1.0])}, {"mean": jnp.array([3.0])}, decay=0.75, step=1)
+    {'mean': Array([3.], dtype=float32)}
     """
 
     check_fraction("decay (μ)", decay)
     check_same(slow, fast, names=("slow", "fast"), advice="start both from one draw")
+    kept = decay if step is None else _corrected(decay, step)
 
     def leaf(slow, fast):
-        return exponential_average(slow, fast, decay) if is_changeable(slow) else slow
+        return exponential_average(slow, fast, kept) if is_changeable(slow) else slow
 
     return jax.tree.map(leaf, slow, fast)
 
 
+def _corrected(decay, step):
+    """1 - (1 - μ)/(1 - μ^t): 0 at the first step, then ever closer to μ; 1 where μ is."""
+    decay = jnp.asarray(decay, float)
+    left = 1 - decay**step
+    return 1 - jnp.minimum((1 - decay) / jnp.where(left > 0, left, 1), 1)
+
+
+def jumps(step: chex.Numeric, *, every: chex.Numeric, first: chex.Numeric | None = None) -> chex.Array:
+    """Whether the hare jumps back after a step, or an epoch: at first, first + every, first + 2·every, …
+
+    Args:
+      step: integer scalar, made so far.
+      every: integer scalar, from one jump to the next.
+      first: integer scalar, the first jump; None for `every`.
+
+    Returns:
+      Boolean, [].
+
+    >>> [epoch for epoch in range(1, 30) if jumps(epoch, every=10, first=1)]
+    [1, 11, 21]
+    """
+    since = jnp.asarray(step) - (every if first is None else first)
+    return (since >= 0) & (since % every == 0)
+
+
 def hare_tortoise(
-    inner: optax.GradientTransformation, *, decay: chex.Numeric = 0.999, every: int
+    inner: optax.GradientTransformation, *, decay: chex.Numeric = 0.999, every: int, first: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimiser: slow parameters follow each step, and every so many steps fast ← slow (Lee et al. 2024).
 
@@ -60,8 +93,11 @@ def hare_tortoise(
     evaluate and to predict with; both start from the same draw. The inner optimiser's state lives on through a jump, of
     which the paper says nothing.
 
-    An update sees parameters alone. With BatchNorm, let the caller follow its running statistics with `follow` after
-    each step, and copy the slow ones where `state.step % every == 0`.
+    An update sees parameters alone. With BatchNorm, let the caller follow its running statistics after each step,
+    `follow(slow, fast, step=state.step)`, and copy the slow ones where `jumps(state.step, every=…, first=…)`.
+
+    The authors jump after the epochs 0, 10, 20, … of each task, the first included, and begin each task with a new
+    optimiser: `every=10 * steps_per_epoch, first=steps_per_epoch`, and `init` at each task.
 
     A jump is the update slow - params, so what `optax.apply_updates` makes of it, params + (slow - params), is `slow`
     up to rounding, in the dtype of the parameters.
@@ -70,13 +106,14 @@ def hare_tortoise(
       inner: the optimiser of the fast parameters.
       decay: μ, a scalar in [0, 1], of each step.
       every: steps (not epochs) between jumps, >= 1; the paper's 10 epochs are `10 * steps_per_epoch`.
+      first: steps before the first jump, >= 1; by default `every`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `HareTortoiseState`; `update` raises a ValueError without
       `params`.
 
     Raises:
-      ValueError: `every` is a number below 1, or μ out of range.
+      ValueError: `every` or `first` is a number below 1, or μ out of range.
 
     >>> import jax.numpy as jnp
     >>> optimizer = hare_tortoise(optax.sgd(1.0), decay=0.5, every=2)
@@ -88,8 +125,9 @@ def hare_tortoise(
     >>> params
     Array(5., dtype=float32)
     """
-    if isinstance(every, int) and every < 1:
-        raise ValueError(f"every must be a number of steps >= 1, got {every}")
+    for name, steps in (("every", every), ("first", first)):
+        if isinstance(steps, int) and steps < 1:
+            raise ValueError(f"{name} must be a number of steps >= 1, got {steps}")
     check_fraction("decay (μ)", decay)
     inner = optax.with_extra_args_support(inner)
 
@@ -104,7 +142,7 @@ def hare_tortoise(
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         slow = follow(state.slow, optax.apply_updates(params, updates), decay=decay)
         step = optax.safe_increment(state.step)
-        jump = step % every == 0
+        jump = jumps(step, every=every, first=first)
 
         def leaf(param, slow, update):
             return (

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sp_jax.filters import is_changeable
 from sp_jax.optimizer_state import reset_changed
 from sp_jax.plasticity.continual_backprop import continual_backprop as replace_least_useful
 from sp_jax.plasticity.continual_backprop import init_utility, is_any_due
-from sp_jax.plasticity.hare_tortoise import follow
+from sp_jax.plasticity.hare_tortoise import follow, jumps
 from sp_jax.plasticity.redo import redo as replace_dormant
-from sp_jax.plasticity.units import Link
+from sp_jax.plasticity.units import Link, without_biases
 from sp_jax.types import Model
 
 HARE_EPOCHS = 10  # Hare and Tortoise: epochs between two jumps
@@ -40,6 +41,7 @@ class Method(NamedTuple):
     evaluated: Callable = lambda state: state
     default_strength: float = 0.0
     needs_links: bool = False  # whether the model must say where its units' weights lie
+    steps_per_entry: bool = False  # whether its optimiser counts the steps of each entry, as `training.adam_per_entry`
 
 
 def _l2_init_gradient(state, gradient, strength):
@@ -48,14 +50,23 @@ def _l2_init_gradient(state, gradient, strength):
     )
 
 
+def _start_together(key, model, params, batch_stats):
+    count = jnp.zeros((), jnp.int32)
+    return {"slow": (params, batch_stats), "first_stats": batch_stats, "epoch": count, "step": count}
+
+
 def _tortoise_follows(model, optimizer, state, inputs, mask, strength):
-    fast = (state.params, state.batch_stats)
-    return state.replace(memory=state.memory | {"slow": follow(state.memory["slow"], fast, decay=strength)})
+    """Parameters follow plainly, as the authors'. Statistics would remember 0 and 1, with which they begin, for
+    thousands of steps, and no network has those: they follow with a weight that lets them forget it at once."""
+    (params, batch_stats), step = state.memory["slow"], state.memory["step"] + 1
+    params = follow(params, state.params, decay=strength)
+    batch_stats = follow(batch_stats, state.batch_stats, decay=strength, step=step)
+    return state.replace(memory=state.memory | {"slow": (params, batch_stats), "step": step})
 
 
 def _hare_jumps(state):
     epoch = state.memory["epoch"] + 1
-    due, fast = epoch % HARE_EPOCHS == 0, (state.params, state.batch_stats)
+    due, fast = jumps(epoch, every=HARE_EPOCHS, first=1), (state.params, state.batch_stats)
     params, batch_stats = jax.tree.map(lambda s, f: jnp.where(due, s, f), state.memory["slow"], fast)
     return state.replace(params=params, batch_stats=batch_stats, memory=state.memory | {"epoch": epoch})
 
@@ -66,8 +77,17 @@ def _tortoise(state):
 
 
 def _both_restarted(restart, state):
+    """Each by itself; the epochs of a round are counted anew, and so are the steps where the tortoise's statistics are
+    those of a new network, whatever the restart did to get them."""
     hare, tortoise = restart(state), restart(_tortoise(state))
-    return hare.replace(memory=hare.memory | {"slow": (tortoise.params, tortoise.batch_stats)})
+    pairs = zip(*map(jax.tree.leaves, (tortoise.batch_stats, hare.memory["first_stats"])), strict=True)
+    begun = jnp.all(jnp.array([jnp.all(a == b) for a, b in pairs if is_changeable(a)], bool))
+    memory = {
+        "slow": (tortoise.params, tortoise.batch_stats),
+        "epoch": jnp.zeros_like(hare.memory["epoch"]),
+        "step": jnp.where(begun, 0, hare.memory["step"]),
+    }
+    return hare.replace(memory=hare.memory | memory)
 
 
 def _links(model):
@@ -75,7 +95,7 @@ def _links(model):
 
 
 def _redraw(model, optimizer, state, replace, due):
-    """The state after `replace(fresh_params) -> (params, changed)`, moments of what changed reset."""
+    """Redraws units: the state after `replace(fresh_params) -> (params, changed)`, moments of what changed reset."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.memory["key"]), state.memory["step"])
     params, changed = replace(jax.lax.cond(due, lambda: model.init(key)[0], lambda: state.params))
     opt_state = reset_changed(state.opt_state, optimizer.init(params), params, changed)
@@ -93,7 +113,9 @@ def _redo(model, optimizer, state, inputs, mask, strength):
         seen = model.activations(state.params, state.batch_stats, inputs, mask, True)
 
         def replace(fresh):
-            return replace_dormant(state.params, fresh, seen, _links(model), threshold=strength, mask=mask)
+            links = _links(model)
+            params, changed = replace_dormant(state.params, fresh, seen, links, threshold=strength, mask=mask)
+            return params, without_biases(changed, links)
 
         return _redraw(model, optimizer, state, replace, True)
 
@@ -123,7 +145,7 @@ l2_init = Method(
     default_strength=1e-3,
 )
 hare_tortoise = Method(
-    init=lambda key, model, params, batch_stats: {"slow": (params, batch_stats), "epoch": jnp.zeros((), jnp.int32)},
+    init=_start_together,
     after_step=_tortoise_follows,
     after_epoch=_hare_jumps,
     restarted=_both_restarted,
@@ -138,6 +160,7 @@ continual_backprop = Method(
     after_step=_continual_backprop,
     default_strength=1e-4,
     needs_links=True,
+    steps_per_entry=True,
 )
 METHODS = {
     "none": none,

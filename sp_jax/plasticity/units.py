@@ -158,6 +158,24 @@ def replace_units(
     return rebuild(params, weights), rebuild(params, changed)
 
 
+def without_biases(changed: chex.ArrayTree, links: Sequence[Link]) -> chex.ArrayTree:
+    """Leaves the units' biases out of what changed: ReDo's authors keep their moments (Sokar et al. 2023).
+
+    Args:
+      changed: from `replace_units`.
+      links: the same; static.
+
+    Returns:
+      A pytree like `changed`.
+    """
+    leaves = flatten(changed)
+    for link in links:
+        path = leaf_path(leaves, link.incoming, BIAS)
+        if path in leaves:
+            leaves[path] = jnp.zeros_like(leaves[path])
+    return rebuild(changed, leaves)
+
+
 def flatten(params: chex.ArrayTree) -> dict[str, chex.Array]:
     """The leaves by their paths, "hidden_0/kernel"."""
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
