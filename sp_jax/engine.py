@@ -4,6 +4,7 @@ Seed, λ, σ, learning rate, weight decay, convergence, round and number of samp
 compiles again.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields as fields_of
@@ -16,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sp_jax import restarts, training
+from sp_jax import divergence, restarts, training
 from sp_jax.checkpoint import CheckpointError
 from sp_jax.data import arrival, samples
 from sp_jax.models import check_logits
@@ -317,6 +318,11 @@ class Engine:
     def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
         """Each lane on its validation samples."""
         return self._evaluate(lanes, state, self.data)
+
+    @functools.cached_property
+    def first_lost_sample(self) -> Callable:
+        """A measure of lanes that diverged, see `sp_jax.divergence`."""
+        return divergence.first_lost_sample(self.trainer.model)
 
     def measure(self, function: Callable, lanes: Lane, carry, *shared):
         """Any function of one lane, on all lanes: `function(lane, carry, data, *shared)` (`sp_jax.diagnostics`).

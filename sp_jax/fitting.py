@@ -3,7 +3,8 @@ choose λ and σ (the grid of Figure 8, on the data at hand)."""
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -13,18 +14,30 @@ import numpy as np
 import optax
 
 from sp_jax import growth, models, networks, restarts, sweeps, transforms
-from sp_jax.data import samples as checked
-from sp_jax.engine import Engine, check_count, lanes_of
+from sp_jax.divergence import DivergenceWarning, check_finite, first_not_finite
+from sp_jax.engine import check_count
+from sp_jax.evaluation_weights import evaluation_state
 from sp_jax.layouts import Layouts, merged
-from sp_jax.training import Convergence, Trainer
-from sp_jax.types import Dataset, HParams, Model, RoundResult, TrainState
+from sp_jax.preparing import (
+    Samples,
+    Setting,
+    as_optimizer,
+    check_arrivals,
+    check_grid,
+    check_seed,
+    prepare,
+    untrained,
+    warn_of_majority,
+)
+from sp_jax.training import Convergence
+from sp_jax.types import HParams, Model, RoundResult, TrainState
 
 RESTARTS = {
     "warm_start": restarts.warm_start,
     "random_init": restarts.random_init,
     "shrink_perturb": restarts.shrink_perturb,
 }
-Samples = tuple[chex.Array, chex.Array]
+IF_DIVERGED = ("raise", "random_init")
 
 
 class Fit(NamedTuple):
@@ -36,8 +49,31 @@ class Fit(NamedTuple):
     grown: Mapping[str, tuple]  # path -> (old shape, new shape) of what is larger than in `since`, as `sp_jax.grown`
 
     def predict(self, inputs: chex.Array) -> chex.Array:
-        """Logits [B, classes] of inputs [B, ...], in evaluation mode."""
-        return self.model.apply(self.state.params, self.state.batch_stats, jnp.asarray(inputs), None, False)[0]
+        """Returns logits [B, classes] of inputs [B, ...], in evaluation mode, with the weights that the optimiser keeps
+        for evaluation where it does (schedule-free, Hare and Tortoise).
+
+        Raises:
+          ValueError: the network diverged in its last round.
+        """
+        if self.diverged:
+            raise ValueError(f"this network has diverged and predicts nothing: {self.diverged}")
+        state = evaluation_state(self.state)
+        return self.model.apply(state.params, state.batch_stats, jnp.asarray(inputs), None, False)[0]
+
+    @property
+    def diverged(self) -> str:
+        """When the network diverged in its last round, and what was not finite first; "" where it did not."""
+        last = self.history[-1] if self.history else None
+        return last.diverged or "its loss was not finite" if last and last.stop_reason == "nan" else ""
+
+
+class DivergedError(ValueError):
+    """A round cannot begin, since the network diverged in the one before; `fit` is what came before that, or None."""
+
+    def __init__(self, message: str, fit: Fit | None):
+        """Keeps the rounds that went well."""
+        super().__init__(message)
+        self.fit = fit
 
 
 def fit_rounds(
@@ -55,6 +91,10 @@ def fit_rounds(
     batch_size: int = 128,
     convergence: Convergence | None = None,
     since: Fit | None = None,
+    if_diverged: str = "raise",
+    where: Callable | None = None,
+    switch: Mapping[str, bool] | None = None,
+    mask: str | None = None,
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Fit:
@@ -70,7 +110,8 @@ def fit_rounds(
       arrivals: how many of the samples have arrived in each round, increasing, at most N; by default one round of all.
       network: a Flax module, or whatever `sp_jax.models.as_model` takes. It may have grown since `since` (a class more,
         a wider layer): what is new is then freshly drawn, and `Fit.grown` tells where.
-      optimizer: an optax optimiser; by default Adam at 0.001. Its state is drawn anew in each round.
+      optimizer: an optax optimiser; by default Adam at 0.001. Its state is drawn anew in each round. The weights that
+        it keeps for evaluation, if any, are scored, predicted with, saved and restarted.
       restart: before each round: "warm_start", "random_init", "shrink_perturb", or a function from
         `sp_jax.make_restart` (with `shapes="grow"` where the network has grown).
       shrink: λ in [0, 1].
@@ -79,6 +120,13 @@ def fit_rounds(
       batch_size: B; a larger one than N is taken as N.
       convergence: when a round ends; by default the paper's 99 % training accuracy, a plateau, or 1,000 epochs.
       since: what this function returned for earlier rounds.
+      if_diverged: what to do where a round begins with a network that is not finite, since the one before diverged:
+        `"raise"`, or draw it anew, `"random_init"`.
+      where: which parameters (and statistics) a restart by name may change, a filter (`sp_jax.filters`) or a function
+        of a path; the others stay. By default all that is trained: what the optimiser never moves, or the loss does
+        not depend on, is left alone, by random init too.
+      switch: what the network calls its switch between training and evaluation, as `sp_jax.models.as_model` has it.
+      mask: the network's argument that takes [B] booleans of real samples, as `as_model` has it.
       layouts: where the network has grown, how its axes are made up that pack two meanings, as `sp_jax.grown` has it
         (a `restart` of your own is given them by `make_restart`). Without them it is checked by a few samples that the
         grown network is the old one where all that is new is zero; `{}` goes on unchecked.
@@ -89,6 +137,10 @@ def fit_rounds(
 
     Raises:
       ValueError: arrays, arrivals or settings that do not fit; one line.
+      DivergedError: a round cannot begin (`if_diverged`).
+
+    Warns:
+      DivergenceWarning: a round diverged: which, in which epoch, and what was not finite first.
 
     >>> import numpy as np
     >>> from flax import linen as nn
@@ -100,27 +152,65 @@ def fit_rounds(
     """
     transforms.check_shrink(shrink)
     transforms.check_noise_scale(noise_scale)
-    _check_seed(seed)
+    check_seed(seed)
+    if if_diverged not in IF_DIVERGED:
+        raise ValueError(f"if_diverged must be one of {', '.join(IF_DIVERGED)}, got {if_diverged!r}")
     if since is not None:
         _check_since(since)
+        if if_diverged == "raise" and not _forgets(restart, shrink, where):
+            check_finite("`since`", since.state, f"give the fit of the day before, or if_diverged={IF_DIVERGED[1]!r}")
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
-    setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
-    model, engine, lanes = _prepare([seed], hparams, (inputs, labels), validation, setting)
-    arrivals = _check_arrivals(arrivals, lanes.order.shape[1])
+    setting = Setting(network, as_optimizer(optimizer), batch_size, convergence or Convergence(), switch, mask)
+    model, engine, lanes, inputs = prepare([seed], hparams, (inputs, labels), validation, setting)
+    arrivals = check_arrivals(arrivals, len(inputs))
     how = {"layouts": layouts, "renamed": renamed}
     keeps = not callable(restart) and restart != "random_init"  # a restart of one's own checks for itself
-    restart, state, grown = _restart(restart, model, setting, **how), None, {}
-    if since:
-        grown = _grown(since, model, inputs if keeps else None, **how)
-        state = engine.place(jax.tree.map(lambda x: x[None], since.state))
-    history, placed = list(since.history if since else ()), engine.place(lanes)
+    grown = _grown(since, model, inputs if keeps else None, **how) if since else {}
+    if where is None and not callable(restart) and restart != "warm_start" and (since or len(arrivals) > 1):
+        where = _where_trained(engine, inputs)
+    restart = _restart(restart, model, setting, where, **how)
+    heal = _restart("random_init", model, setting, None) if if_diverged == "random_init" else None
+    fit = Fit(model, evaluation_state(since.state) if since else None, since.history if since else (), grown)
+    placed = engine.place(lanes)
     for num_visible in arrivals:
-        phase = sweeps.Phase(engine, lanes, num_visible, restarts.no_restart if state is None else restart)
-        state, results, _ = sweeps.train_round(phase, len(history) + 1, placed, state)
-        history += results
-        if validation is None:
-            history[-1] = results[0]._replace(validation_accuracy=math.nan, validation_loss=math.nan)
-    return Fit(model, jax.tree.map(lambda x: x[0], state), tuple(history), grown)
+        warn_of_majority(labels, num_visible, setting.convergence)
+        phase = sweeps.Phase(engine, lanes, num_visible, restarts.no_restart if fit.state is None else restart)
+        if heal and fit.state is not None and first_not_finite(fit.state):
+            phase = phase._replace(restart=heal)
+        fit = _fit_round(phase, placed, fit, measured=validation is not None)
+    return fit
+
+
+def _fit_round(phase, placed, fit, *, measured):
+    """One round more; a warning where it diverged, an error where it could not begin."""
+    state = None if fit.state is None else _stacked(evaluation_state(fit.state), 1)
+    state, results, _ = sweeps.train_round(
+        phase, len(fit.history) + 1, placed, None if state is None else phase.engine.place(state)
+    )
+    result = results[0] if measured else results[0]._replace(validation_accuracy=math.nan, validation_loss=math.nan)
+    if result.stop_reason == "nan":
+        what = f"round {result.round} (seed {result.seed}) diverged {result.diverged}"
+        if result.epochs == 0:
+            last = fit.history[-1] if fit.history else None
+            sound = None if last is None or last.stop_reason == "nan" else fit
+            raise DivergedError(f"{what}: give if_diverged='random_init' to draw it anew, or other settings", sound)
+        warnings.warn(f"{what}; this network predicts nothing and is not saved", DivergenceWarning, stacklevel=3)
+    return fit._replace(state=jax.tree.map(lambda x: x[0], state), history=(*fit.history, result))
+
+
+def _stacked(state, count):
+    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], count, axis=0), state)
+
+
+def _forgets(restart, shrink, where):
+    """Whether a restart begins with a fresh network whatever was before."""
+    return where is None and (restart == "random_init" or (restart == "shrink_perturb" and shrink == 0))
+
+
+def _where_trained(engine, inputs):
+    """A filter of all that is trained; None where that is everything."""
+    left = untrained(engine.trainer, inputs)
+    return (lambda path: path not in left) if left else None
 
 
 def save_fit(path: str | pathlib.Path, fit: Fit) -> None:
@@ -133,20 +223,31 @@ def save_fit(path: str | pathlib.Path, fit: Fit) -> None:
       fit: what `fit_rounds` returned.
 
     Raises:
-      ValueError: it cannot be written; one line.
+      ValueError: it cannot be written, or it has diverged, and then the older file stays; one line.
     """
     _check_since(fit)
+    check_finite("the fit", fit.state, f"it is not saved, and {path} stays as it was")
+    state = evaluation_state(fit.state)
     history = [result._asdict() for result in fit.history]
-    networks.save(path, fit.state.params, fit.state.batch_stats, note={"history": history})
+    networks.save(path, state.params, state.batch_stats, note={"history": history})
 
 
-def load_fit(path: str | pathlib.Path, inputs: chex.Array, *, network: Any) -> Fit:
-    """The reverse of `save_fit`: what the next `fit_rounds` takes as `since` (Section 2.2).
+def load_fit(
+    path: str | pathlib.Path,
+    inputs: chex.Array,
+    *,
+    network: Any,
+    switch: Mapping[str, bool] | None = None,
+    mask: str | None = None,
+) -> Fit:
+    """Reads what `save_fit` wrote: what the next `fit_rounds` takes as `since` (Section 2.2).
 
     Args:
       path: of the file.
       inputs: [B, ...] as those of `fit_rounds`, for shape and dtype alone.
       network: the network of the fit, as it was; `fit_rounds` may then be given a larger one.
+      switch: as in `fit_rounds`.
+      mask: as in `fit_rounds`.
 
     Returns:
       The `Fit`, its optimiser's state empty.
@@ -163,7 +264,7 @@ def load_fit(path: str | pathlib.Path, inputs: chex.Array, *, network: Any) -> F
     >>> len(load_fit(path, x, network=nn.Dense(2)).history)
     1
     """
-    model = models.as_model(network, np.asarray(inputs)[:1])
+    model = models.as_model(network, np.asarray(inputs)[:1], switch=switch, mask=mask)
     saved = networks.load(path, like=jax.eval_shape(model.init, jax.random.key(0)))
     if "history" not in saved.note:
         raise ValueError(f"{path} holds a network but no fit: it was not written by save_fit")
@@ -176,9 +277,10 @@ class Choice(NamedTuple):
 
     shrink: float  # λ
     noise_scale: float  # σ
-    accuracy: float  # fraction, on the validation samples, mean over the seeds
-    samples_seen: float  # until converged, mean over the seeds
+    accuracy: float  # fraction, on the validation samples, mean over the seeds that did not diverge; NaN if all did
+    samples_seen: float  # until converged, mean over those seeds
     converged: int  # of the seeds
+    diverged: int = 0  # of the seeds
 
 
 class Tuned(NamedTuple):
@@ -207,13 +309,17 @@ def tune_restart(
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int = 128,
     convergence: Convergence | None = None,
+    where: Callable | None = None,
+    switch: Mapping[str, bool] | None = None,
+    mask: str | None = None,
     layouts: Layouts | None = None,
 ) -> Tuned:
     """Chooses λ and σ by trying: restarts the last round's network with each, and trains it on all samples.
 
     All settings and seeds are lanes of one program. The rule: of the settings whose accuracy is within one standard
     error of the best one's, the one that visited the fewest samples. The standard error is that of the mean over the
-    seeds where there are three or more, else the binomial one of the validation samples.
+    seeds where there are three or more, else the binomial one of the validation samples. Lanes that diverged are out
+    of the means; a setting with such a lane is chosen only where all have one.
 
     Args:
       seed: non-negative integer, the first of the seeds.
@@ -227,95 +333,95 @@ def tune_restart(
       optimizer: as in `fit_rounds`.
       batch_size: as in `fit_rounds`.
       convergence: as in `fit_rounds`.
+      where: as in `fit_rounds`.
+      switch: as in `fit_rounds`.
+      mask: as in `fit_rounds`.
       layouts: as in `fit_rounds`.
 
     Returns:
       A `Tuned`; `best.shrink` and `best.noise_scale` are for the next `fit_rounds`.
 
     Raises:
-      ValueError: as `fit_rounds`, or a grid without a pair.
+      ValueError: as `fit_rounds`, a grid without a pair, or all lanes diverged.
+
+    Warns:
+      DivergenceWarning: lanes diverged: which, when, and what was not finite first.
     """
-    _check_grid(grid)
+    check_grid(grid)
     check_count("seeds", seeds)
     _check_since(since)
-    _check_seed(seed)
+    check_seed(seed)
     if validation is None:
         raise ValueError("validation must be (inputs, labels): without them there is nothing to choose by")
     lams, sigmas = (np.repeat(np.float32(x), seeds) for x in zip(*grid, strict=True))
     tried = np.tile(seed + np.arange(seeds), len(grid))
-    setting = _Setting(network, optimizer or optax.adam(1e-3), batch_size, convergence or Convergence())
+    setting = Setting(network, as_optimizer(optimizer), batch_size, convergence or Convergence(), switch, mask)
     hparams = HParams(shrink=lams, noise_scale=sigmas)
-    model, engine, lanes = _prepare(tried, hparams, (inputs, labels), validation, setting)
+    model, engine, lanes, inputs = prepare(tried, hparams, (inputs, labels), validation, setting)
     _grown(since, model, inputs, layouts)
-    state = engine.place(jax.tree.map(lambda x: jnp.repeat(x[None], len(tried), axis=0), since.state))
-    phase = sweeps.Phase(engine, lanes, len(inputs), _restart("shrink_perturb", model, setting, layouts))
+    warn_of_majority(labels, len(inputs), setting.convergence)
+    where = _where_trained(engine, inputs) if where is None else where
+    state = engine.place(_stacked(evaluation_state(since.state), len(tried)))
+    phase = sweeps.Phase(engine, lanes, len(inputs), _restart("shrink_perturb", model, setting, where, layouts))
     _, results, _ = sweeps.train_round(phase, len(since.history) + 1, engine.place(lanes), state)
+    _warn_of_lost(np.repeat(np.array(grid, float), seeds, axis=0), results)
     return _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), len(validation[1]))
 
 
+def _warn_of_lost(pairs, results):
+    """Warns of lanes that diverged; raises a ValueError where all did."""
+    lost = [
+        f"λ={lam:g} σ={sigma:g} seed {result.seed} {result.diverged}"
+        for (lam, sigma), result in zip(pairs, results, strict=True)
+        if result.stop_reason == "nan"
+    ]
+    if not lost:
+        return
+    shown = "; ".join(lost[:4]) + ("; …" if len(lost) > 4 else "")
+    if len(lost) == len(results):
+        raise ValueError(f"all {len(lost)} lanes diverged, so there is nothing to choose: {shown}")
+    warnings.warn(f"{len(lost)} of {len(results)} lanes diverged: {shown}", DivergenceWarning, stacklevel=3)
+
+
 def _choose(grid, results, num_validation):
-    """The rule of `tune_restart`; `results` [settings, seeds, fields]."""
+    """Applies the rule of `tune_restart`; `results` [settings, seeds, fields]."""
     field = {name: i for i, name in enumerate(RoundResult._fields)}
-    accuracy = results[..., field["validation_accuracy"]].astype(float)
-    seen = results[..., field["samples_seen"]].astype(float)
-    converged = np.isin(results[..., field["stop_reason"]], ("threshold", "fixed")).sum(axis=1)
-    means = accuracy.mean(axis=1)
-    top, count = int(np.argmax(means)), accuracy.shape[1]
+    reasons = results[..., field["stop_reason"]]
+    lost = reasons == "nan"
+    accuracy, seen = (
+        np.ma.masked_array(results[..., field[name]].astype(float), lost)
+        for name in ("validation_accuracy", "samples_seen")
+    )
+    means, costs = (x.mean(axis=1).filled(np.nan) for x in (accuracy, seen))
+    converged, lost = np.isin(reasons, ("threshold", "fixed")).sum(axis=1), lost.sum(axis=1)
+    fields = zip(means, costs, converged, lost, strict=True)
+    choices = [
+        Choice(*map(float, pair), float(mean), float(cost), int(whole), int(gone))
+        for pair, (mean, cost, whole, gone) in zip(grid, fields, strict=True)
+    ]
+    open_ = [i for i in range(len(grid)) if not lost[i]] or [i for i in range(len(grid)) if not np.isnan(means[i])]
+    top = max(open_, key=lambda i: means[i])
+    count = int(accuracy[top].count())
     binomial = math.sqrt(means[top] * (1 - means[top]) / num_validation)
     error = float(accuracy[top].std(ddof=1) / math.sqrt(count)) if count >= 3 else binomial
-    choices = [
-        Choice(float(lam), float(sigma), float(means[i]), float(seen[i].mean()), int(converged[i]))
-        for i, (lam, sigma) in enumerate(grid)
-    ]
-    best = min((c for c in choices if c.accuracy >= means[top] - error), key=lambda c: c.samples_seen)
-    table = tuple(sorted(choices, key=lambda c: -c.accuracy))
-    return Tuned(best, table, error, int(seen.sum()), float(results[0, 0, field["seconds"]]))
+    best = min((choices[i] for i in open_ if means[i] >= means[top] - error), key=lambda c: c.samples_seen)
+    table = tuple(sorted(choices, key=lambda c: (math.isnan(c.accuracy), -c.accuracy)))
+    total = int(results[..., field["samples_seen"]].astype(float).sum())
+    return Tuned(best, table, error, total, float(results[0, 0, field["seconds"]]))
 
 
-class _Setting(NamedTuple):
-    network: Any
-    optimizer: optax.GradientTransformation
-    batch_size: int
-    convergence: Convergence
-
-
-def _prepare(seeds, hparams, samples, validation, setting):
-    """The model, an engine with all samples on the devices, and the lanes."""
-    check_count("batch_size", setting.batch_size)
-    _check_convergence(setting.convergence)
-    if max(seeds) >= 2**31:
-        raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {min(seeds)} to {max(seeds)}")
-    if not isinstance(setting.optimizer, optax.GradientTransformation):
-        raise ValueError(f"optimizer must be an optax optimiser, as optax.adam(1e-3), got {setting.optimizer}")
-    arrived = _as_arrays("inputs and labels", samples)
-    held = tuple(x[:1] for x in arrived)  # one is never none, though nobody asks for it
-    held = held if validation is None else _as_arrays("validation", validation)
-    ours, theirs = ((np.shape(x)[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in (arrived[0], held[0]))
-    if ours != theirs:
-        raise ValueError(f"validation inputs are {theirs[1]} of shape {theirs[0]}, the others {ours[1]} of {ours[0]}")
-    count = len(arrived[0])
-    inputs, labels = (np.concatenate(parts) for parts in zip(arrived, held, strict=True))
-    inputs, labels = (x.astype(jax.dtypes.canonicalize_dtype(x.dtype)) for x in (inputs, labels))
-    model = models.as_model(setting.network, inputs[:1])
-    num_classes = models.check_logits(model, inputs, int(labels.max()) + 1)
-    trainer = Trainer(model, lambda hparams: setting.optimizer, min(setting.batch_size, count))
-    engine = Engine(trainer, Dataset(inputs, labels.astype(np.int32), num_classes, "inputs and labels"), len(seeds))
-    order, held_out = np.split(np.tile(np.arange(len(inputs)), (len(seeds), 1)), [count], axis=1)
-    return model, engine, lanes_of(seeds, hparams, setting.convergence, order, held_out)
-
-
-def _restart(restart, model, setting, layouts=None, renamed=None):
+def _restart(restart, model, setting, where, layouts=None, renamed=None):
     if callable(restart):
         return restart
     if restart not in RESTARTS:
         known = ", ".join(RESTARTS)
         raise ValueError(f"restart must be one of {known}, or a function from sp_jax.make_restart, got {restart!r}")
-    how = {"layouts": layouts, "renamed": renamed}
+    how = {"layouts": layouts, "renamed": renamed, "where": where}
     return restarts.make_restart(RESTARTS[restart], shapes="grow", model=model, optimizer=setting.optimizer, **how)
 
 
 def _grown(since, model, inputs, layouts=None, renamed=None):
-    """Which leaves are larger than in `since`; checked by some inputs, None where the restart does not grow them."""
+    """Returns which leaves are larger than in `since`, checked by some inputs; None where the restart grows none."""
     old, fresh = since.state.params, jax.eval_shape(model.init, jax.random.key(0))[0]
     declared = merged(model.layouts, layouts)
     try:
@@ -323,58 +429,12 @@ def _grown(since, model, inputs, layouts=None, renamed=None):
             return growth.differences(old, fresh, renamed=renamed)
         found = growth.grown(old, fresh, layouts=declared, renamed=renamed)
         if found and layouts is None:
-            some = np.asarray(inputs[:8])
-            growth.check_function(since.model, old, since.state.batch_stats, model, declared, renamed, some)
+            growth.check_function(since.model, old, since.state.batch_stats, model, declared, renamed, inputs[:8])
     except ValueError as error:
         raise ValueError(f"`since` holds another network: {error}") from error
     return found
 
 
-def _check_arrivals(arrivals, count):
-    if not (arrivals is None or np.ndim(arrivals) == 1):
-        raise ValueError(f"arrivals must be a sequence of counts, got {arrivals}")
-    arrivals = [count] if arrivals is None else list(arrivals)
-    whole = all(isinstance(n, (int, np.integer)) for n in arrivals)
-    if not (arrivals and whole) or sorted(set(arrivals)) != arrivals or arrivals[0] < 1 or arrivals[-1] > count:
-        raise ValueError(f"arrivals must be increasing counts between 1 and the {count:,} samples, got {arrivals}")
-    return [int(n) for n in arrivals]
-
-
-def _as_arrays(name, samples):
-    """Inputs and labels as NumPy arrays, checked."""
-    if not isinstance(samples, (tuple, list)) or len(samples) != 2:
-        raise ValueError(f"{name} must be a pair (inputs, labels), got {type(samples).__name__}")
-    try:
-        inputs, labels = (np.asarray(x) for x in samples)
-    except ValueError:  # of lists that are not equally long
-        raise ValueError(f"{name}: not all samples have the same shape; pad or crop them to one") from None
-    checked.check_samples(name, inputs, labels)
-    return inputs, labels
-
-
-def _check_seed(seed):
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
-        raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {seed!r}")
-
-
 def _check_since(since):
     if not isinstance(since, Fit):
         raise ValueError(f"`since` must be what fit_rounds returned, got {type(since).__name__}")
-
-
-def _check_grid(grid):
-    if np.ndim(grid) != 2 or np.shape(grid)[1] != 2 or not len(grid):
-        raise ValueError(f"the grid must have at least one pair (λ, σ), as [(0.6, 0.01)], got {grid!r}")
-    for lam, sigma in grid:
-        transforms.check_shrink(lam)
-        transforms.check_noise_scale(sigma)
-
-
-def _check_convergence(rule):
-    if not isinstance(rule, Convergence):
-        raise ValueError(f"convergence must be a sp_jax.training.Convergence, got {rule!r}")
-    if not 0 < rule.train_accuracy <= 1:
-        raise ValueError(f"train_accuracy is a fraction: it must lie in (0, 1], got {rule.train_accuracy}")
-    if rule.patience < 1 or rule.max_epochs < (0 if rule.fixed else 1):
-        found = f"{rule.patience} and {rule.max_epochs}"
-        raise ValueError(f"patience and max_epochs must be at least 1, got {found}; Convergence.exactly(0) trains none")

@@ -138,12 +138,13 @@ def make_restart(
     shapes: str = "same",
     model: Model | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    where: Callable | None = None,
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Restart:
     """Makes a rule for parameters a restart of the whole training state.
 
-    `random_init` gives `fresh` as a whole, whatever the policies: a new network has no past to keep.
+    `random_init` gives `fresh` as a whole, whatever the policies but `where`: a new network has no past to keep.
 
     Args:
       rule: one of this module's rules, or any function of their signature.
@@ -160,6 +161,8 @@ def make_restart(
       optimizer: with it, what is reset of the optimiser's state is drawn from the restarted parameters. Without, it is
         the fresh network's: as good for moments, but wrong where the state holds copies of parameters, as of optax's
         schedule-free and of `sp_jax.plasticity`'s `l2_init` and `hare_tortoise`.
+      where: a filter (`sp_jax.filters`), or a function of a path, of the parameters and statistics that may change: all
+        but a frozen part, say; the others stay those of the last round. By default all.
       layouts: of `"grow"`, how axes are made up that pack two meanings, as `sp_jax.grown` has it.
       renamed: of `"grow"`, from old layers to new ones, as `sp_jax.grown` has it.
 
@@ -188,7 +191,7 @@ def make_restart(
     how = {"layouts": merged(model.layouts if model else None, layouts), "renamed": renamed}
 
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
-        if rule is random_init:
+        if rule is random_init and where is None:
             if shapes == "same":
                 transforms.check_same(state.params, fresh.params)
             return fresh
@@ -197,6 +200,8 @@ def make_restart(
         fit = functools.partial(_fit, shapes=shapes, how=how | {"params": state.params})
         old = _fit(state.params, fresh.params, shapes, how)
         params = rule(key, old, fresh.params, shrink=shrink, noise_scale=noise_scale)
+        if where is not None:
+            params = _chosen(filters.pick(params, where), params, old)
         changed = jax.tree.map(lambda new, old: new is not old, params, old)
         params = _undo_where_new(state.params, params, fresh.params, shapes, how)
         batch_stats = fit(state.batch_stats, fresh.batch_stats) if statistics == "keep" else fresh.batch_stats
@@ -205,6 +210,8 @@ def make_restart(
                 raise ValueError("statistics='recalibrate' needs batches=(inputs, masks)")
             first = (x[:RECALIBRATION_BATCHES] for x in batches[:2])
             batch_stats = recalibrate(model, params, batch_stats, *first)
+        if where is not None:
+            batch_stats = _chosen(_matched(batch_stats, where), batch_stats, fit(state.batch_stats, fresh.batch_stats))
         opt_state = begun = fresh.opt_state if optimizer is None else optimizer.init(params)
         if optimizer_state != "reset":
             opt_state = fit(state.opt_state, begun)
@@ -214,6 +221,17 @@ def make_restart(
 
     restart.batches = RECALIBRATION_BATCHES if statistics == "recalibrate" and rule is not random_init else 0
     return restart
+
+
+def _matched(tree, where):
+    """Which leaves a filter matches; it may be none."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: filters.matches(where, filters.path_name(path), leaf), tree
+    )
+
+
+def _chosen(picked, new, old):
+    return jax.tree.map(lambda p, new, old: new if p else old, picked, new, old)
 
 
 def _fit(tree, fresh, shapes, how):

@@ -5,6 +5,7 @@ others that an engine has room for train as one pool, a whole grid in one progra
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sp_jax import restarts
+from sp_jax import divergence, restarts
 from sp_jax.checkpoint import Store
 from sp_jax.engine import Engine, make_lanes
 from sp_jax.training import Lane
@@ -253,9 +254,10 @@ def train_round(
     def on_lanes(progress, whole):
         on_chunk(_part(progress, 0, count), lambda: Midway(_part(whole(), 0, count), seconds()))
 
-    if midway is None or measure:
-        state = engine.init(lanes) if state is None else state
-        progress = engine.begin(lanes, state, restart, round_, num_visible)
+    def begin():
+        return engine.begin(lanes, engine.init(lanes) if state is None else state, restart, round_, num_visible)
+
+    progress = begin() if midway is None or measure else None
     before = jax.tree.map(jnp.copy, progress.state) if measure else None
     progress = progress if midway is None else engine.place(midway.progress)
     progress = engine.train(lanes, progress, round_, num_visible, on_chunk and on_lanes, on_epoch)
@@ -263,7 +265,23 @@ def train_round(
     measures = measure(phase, lanes, before, progress.state) if measure else {}
     summary = engine.fetch(progress.replace(state=None), count)
     results = _results(phase.lanes.seed, round_, num_visible, summary, evaluation, seconds())
+    if any(result.stop_reason == "nan" for result in results):
+        results = _explained(results, engine, lanes, begin().state, progress.state)
     return progress.state, results, engine.fetch(measures, count)
+
+
+def _explained(results, engine, lanes, before, after):
+    """Says of lanes that diverged what was not finite first; they have no accuracy."""
+    look = engine.measure(engine.first_lost_sample, lanes, before, np.int32(results[0].num_train))
+    counts, samples = engine.fetch(look, len(results))
+    states, explained = engine.fetch(after, len(results)), []
+    for i, result in enumerate(results):
+        if result.stop_reason == "nan":
+            state = jax.tree.map(lambda x, i=i: x[i], states)
+            why = divergence.explain(result, int(counts[i]), int(samples[i]), state)
+            result = result._replace(diverged=why, validation_accuracy=math.nan, validation_loss=math.nan)
+        explained.append(result)
+    return explained
 
 
 def _train(pool, round_, standing, placed, watch):

@@ -143,6 +143,9 @@ class Trainer(NamedTuple):
     penalty: penalties.Penalty = penalties.none
     method: methods.Method = methods.none
     spread: Callable = lambda batch: batch  # puts the samples of a batch, [B, ...], on several devices
+    # Whether a partial batch moves running statistics by its share of samples; in PyTorch, and so in the authors'
+    # program, one sample moves them as much as a whole batch.
+    weigh_last_batch: bool = False
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
@@ -162,7 +165,14 @@ def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState
 
 
 def train_step(
-    trainer: Trainer, hparams: HParams, state: TrainState, inputs: chex.Array, labels: chex.Array, mask: chex.Array
+    trainer: Trainer,
+    hparams: HParams,
+    state: TrainState,
+    inputs: chex.Array,
+    labels: chex.Array,
+    mask: chex.Array,
+    *,
+    whole: chex.Numeric | None = None,
 ) -> tuple[TrainState, chex.Array, chex.Array]:
     """One step on the mean loss, cross-entropy and penalty, of the real samples of a batch.
 
@@ -173,6 +183,7 @@ def train_step(
       inputs: [B, ...].
       labels: [B] integers.
       mask: [B] booleans, False marks padding.
+      whole: int scalar, the samples of a batch that is not partial, by default B; see `Trainer.weigh_last_batch`.
 
     Returns:
       The state after the step; the loss summed over the real samples, nats; how many of them were predicted right.
@@ -186,13 +197,45 @@ def train_step(
         loss = jnp.sum(jnp.where(mask, losses, 0))
         return loss / jnp.sum(mask), (batch_stats, loss, _num_correct(logits, labels, mask))
 
-    gradient, (batch_stats, loss, correct) = jax.grad(mean_loss, has_aux=True)(state.params)
+    (value, (batch_stats, loss, correct)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     gradient = trainer.method.gradient(state, gradient, hparams.method_strength)
+    if trainer.weigh_last_batch:
+        share = jnp.minimum(1, jnp.sum(mask) / (len(mask) if whole is None else whole))
+        batch_stats = _moved_by(share, state.batch_stats, batch_stats)
     optimizer = trainer.optimizer(hparams)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    looked_at = {"value": value, "grad": gradient, "value_fn": lambda params: mean_loss(params)[0]}
+    updates, opt_state = update(optimizer, gradient, state.opt_state, state.params, looked_at)
     state = TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state, state.memory)
     state = trainer.method.after_step(trainer.model, optimizer, state, inputs, mask, hparams.method_strength)
     return state, loss, correct
+
+
+def update(optimizer: optax.GradientTransformation, gradient, opt_state, params, looked_at: dict):
+    """Returns the updates and the state of an optimiser, which may look at the loss (a plateau, Polyak's step, a line
+    search).
+
+    Args:
+      optimizer: what trains; asked without the loss first, for some take no other arguments than the parameters.
+      gradient: pytree like `params`.
+      opt_state: its state.
+      params: pytree of arrays.
+      looked_at: `value`, `grad` and `value_fn`, as optax's optimisers name them.
+    """
+    try:
+        return optimizer.update(gradient, opt_state, params)
+    except TypeError as error:
+        if "missing" not in str(error):
+            raise
+    return optax.with_extra_args_support(optimizer).update(gradient, opt_state, params, **looked_at)
+
+
+def _moved_by(share, old, new):
+    """Returns running statistics that move by a share of the way, bit for bit all of it where the share is 1."""
+
+    def leaf(old, new):
+        return jnp.where(share < 1, old + (share * (new - old)).astype(new.dtype), new)
+
+    return jax.tree.map(lambda old, new: leaf(old, new) if filters.is_changeable(new) else new, old, new)
 
 
 def at_epoch(hparams: HParams, epoch: chex.Numeric) -> HParams:
@@ -252,7 +295,8 @@ def train_batches(
         batch = jax.lax.dynamic_slice(indices, (i * size,), (size,))
         mask = i * size + jnp.arange(size) < num_samples
         samples = trainer.spread((data.inputs[batch], data.labels[batch], mask))
-        state, batch_loss, batch_correct = train_step(trainer, hparams, state, *samples)
+        whole = jnp.minimum(size, num_samples)
+        state, batch_loss, batch_correct = train_step(trainer, hparams, state, *samples, whole=whole)
         return state, loss + batch_loss.astype(loss.dtype), correct + batch_correct
 
     return jax.lax.fori_loop(0, (num_samples + size - 1) // size, step, carry)

@@ -125,10 +125,11 @@ class RoundResult(NamedTuple):
     stop_reason: str  # `StopReason` in lower case
     train_accuracy: float  # fraction, of the last epoch
     train_loss: float  # nats
-    validation_accuracy: float  # fraction
+    validation_accuracy: float  # fraction; NaN where the lane diverged
     validation_loss: float  # nats
     seconds: float  # wall time of all the lanes that ran together, compiling left out
     lanes: int  # how many ran together
+    diverged: str = ""  # where the lane diverged in this round: when, and what was not finite first
 
     @property
     def converged(self) -> bool:

@@ -8,8 +8,9 @@
 ((3, 10), {})
 """
 
-from sp_jax.models.adapters import as_model, check_logits, from_functions, from_module, from_nnx
+from sp_jax.models.adapters import NetworkError, as_model, from_functions, from_module, from_nnx
 from sp_jax.models.birnn import BiRNN
+from sp_jax.models.checks import UnknownSwitchError, check_independent, check_logits, fixed_statistics
 from sp_jax.models.layers import Conv, Dense, convolution, scale_pixels
 from sp_jax.models.mlp import MLP
 from sp_jax.models.resnet import ResNet
@@ -19,10 +20,14 @@ __all__ = [
     "BiRNN",
     "Conv",
     "Dense",
+    "NetworkError",
     "ResNet",
+    "UnknownSwitchError",
     "as_model",
+    "check_independent",
     "check_logits",
     "convolution",
+    "fixed_statistics",
     "from_functions",
     "from_module",
     "from_nnx",

@@ -1,7 +1,8 @@
 """Anyone's network as the two pure functions that training needs."""
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -10,76 +11,71 @@ import jax.numpy as jnp
 from flax import errors, nnx
 from flax import linen as nn
 
+from sp_jax.models import foreign
+from sp_jax.models.checks import UnknownSwitchError, check_switch
+from sp_jax.models.modes import Modes, find_modes
 from sp_jax.types import Model
 
-_MODES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "is_train": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
+FORMS = "a Linen module, a pair init(key) and apply(params, inputs), or a function make(rngs) of an NNX module"
 
 
-def as_model(network: Any, example_inputs: chex.Array) -> Model:
+class NetworkError(ValueError):
+    """A network that cannot be trained as it is; the message is one line that says what to write instead."""
+
+
+def as_model(
+    network: Any, example_inputs: chex.Array, *, switch: Mapping[str, bool] | None = None, mask: str | None = None
+) -> Model:
     """Makes a network of any kind a `Model`.
 
     Args:
       network: a `Model`; a Flax Linen module; a pair of functions `init(key) -> params` and `apply(params, inputs) ->
-        logits`, as of Haiku or bare JAX; or a function `make(rngs) -> nnx.Module`.
+        logits`, of bare JAX or Equinox; Haiku's `hk.transform(…)` or `hk.transform_with_state(…)`; or a function
+        `make(rngs) -> nnx.Module`.
       example_inputs: [B, ...] of the shape and dtype of the data.
+      switch: what the network calls its switch between training and evaluation, an argument of its call or an
+        attribute, with the value that it has in training: `{"test": False}`. Usual names are known (see `from_module`).
+      mask: of a Linen module, the argument that takes [B] booleans, False for padding; see `from_module`.
 
     Returns:
       A `Model`.
 
     Raises:
-      ValueError: anything else, or a network that does not run on such inputs (see `from_module` too); one line.
+      ValueError: anything else, a network that does not run on such inputs, or whose switch is not found (see
+        `from_module` too); one line.
     """
-    forms = "a Linen module, a pair init(key) and apply(params, inputs), or a function make(rngs) of an NNX module"
     example = jax.ShapeDtypeStruct(example_inputs.shape, jax.dtypes.canonicalize_dtype(example_inputs.dtype))
     try:
-        model = _adapt(network, example)
+        model = _adapt(network, example, switch, mask)
         jax.eval_shape(lambda key, x: model.apply(*model.init(key), x, None, False), jax.random.key(0), example)
+    except (NetworkError, UnknownSwitchError):
+        raise
     except Exception as error:  # whatever a stranger's network raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         shape = f"{example.dtype} of shape {example.shape}"
-        raise ValueError(f"the network does not run on inputs {shape}: {reason} (expected {forms})") from error
+        raise ValueError(f"the network does not run on inputs {shape}: {reason} (expected {FORMS})") from error
     return model
 
 
-def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
-    """How many classes a network tells apart.
-
-    Args:
-      model: its two functions.
-      inputs: [N, ...], for shape and dtype alone.
-      num_classes: that the labels have.
-
-    Returns:
-      C, of logits [B, C].
-
-    Raises:
-      ValueError: the logits are no such array, or have too few classes.
-    """
-    example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
-    logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
-    shape = getattr(logits, "shape", type(logits).__name__)
-    if len(shape) != 2 or shape[0] != 1 or shape[1] < num_classes:
-        expected = f"[B, {num_classes} or more] for labels 0 to {num_classes - 1}"
-        raise ValueError(f"the network must give logits {expected}, got {shape}")
-    return shape[1]
-
-
-def _adapt(network, example):
+def _adapt(network, example, switch, mask):
+    equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")  # a network of theirs has imported them
     if isinstance(network, Model):
         return network
     if isinstance(network, nn.Module):
-        return from_module(network, example)
+        return from_module(network, example, switch=switch, mask=mask)
+    if haiku and isinstance(network, (haiku.Transformed, haiku.TransformedWithState)):
+        return foreign.from_haiku(network, example, switch=switch)
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
         return from_functions(*network)
-    if callable(network) and not isinstance(network, nnx.Module):
-        return from_nnx(network)
+    if equinox and isinstance(network, equinox.Module):
+        raise NetworkError(
+            "an Equinox module is one draw, and each round draws afresh: give (make, apply), "
+            "as (lambda key: eqx.nn.MLP(64, 10, 64, 1, key=key), lambda net, x: jax.vmap(net)(x))"
+        )
+    if isinstance(network, nnx.Module):
+        raise NetworkError("an NNX module is one draw, and each round draws afresh: give lambda rngs: Net(rngs)")
+    if callable(network):
+        return _checked_nnx(network, example, switch)
     raise ValueError(f"got {type(network).__name__}")
 
 
@@ -87,102 +83,228 @@ def from_functions(init: Callable, apply: Callable) -> Model:
     """Makes two pure functions a `Model` without batch statistics.
 
     Args:
-      init: `init(key) -> params`; the key is consumed.
-      apply: `apply(params, inputs) -> logits`, [B, ...] to [B, classes]; samples must not meet.
+      init: `init(key) -> params`; the key is consumed. Leaves that are no arrays or numbers, as an Equinox module's
+        activation functions, stay as they are.
+      apply: `apply(params, inputs) -> logits`, [B, ...] to [B, classes]; samples must be independent.
 
     Returns:
       A `Model`.
     """
+    arrays, whole = foreign.split_static(init)
     return Model(
-        lambda key: (init(key), {}),
-        lambda params, batch_stats, inputs, mask=None, train=False: (apply(params, inputs), batch_stats),
+        lambda key: (arrays(key), {}),
+        lambda params, batch_stats, inputs, mask=None, train=False: (apply(whole(params), inputs), batch_stats),
     )
 
 
-def from_module(module: nn.Module, example_inputs: chex.Array) -> Model:
+def from_module(
+    module: nn.Module,
+    example_inputs: chex.Array,
+    *,
+    switch: Mapping[str, bool] | None = None,
+    mask: str | None = None,
+) -> Model:
     """Makes a Flax Linen module a `Model`.
 
     Args:
-      module: called as `module(inputs)`, with those of `mask=` and `train=` (or `training=`, `is_training=`,
-        `is_train=`, `deterministic=`, `use_running_average=`) that its `__call__` has; its collections are `params`
-        and, where it has BatchNorm, `batch_stats`. A module with BatchNorm that takes no mask sees real samples once
-        more in place of the padding of an epoch's last batch. A module with a method `links()` sows the activations of
-        each of these layers, say `hidden_0`, as `hidden_0_units` into `intermediates`, as `sp_jax.models.MLP` does.
+      module: called as `module(inputs)`, with those of `train=` (or `training=`, `is_training=`, `is_train=`,
+        `deterministic=`, `use_running_average=`) that its `__call__` has; its collections are `params` and, where it
+        has BatchNorm, `batch_stats`. A module with a method `links()` sows the activations of each of these layers,
+        say `hidden_0`, as `hidden_0_units` into `intermediates`, as `sp_jax.models.MLP` does.
       example_inputs: [B, ...] of the shape and dtype of the data; B may be 1, the values do not matter.
+      switch: its switch between training and evaluation where it has another name, an argument of its call or an
+        attribute, with the value that it has in training: `{"test": False}`.
+      mask: the argument that takes [B] booleans, False for padding, which then influences nothing. By default `mask`,
+        where a module with statistics has it and a trial shows that padding influences nothing; a module without
+        sees real samples once more in place of the padding of an epoch's last batch. `""` for none.
 
     Returns:
       A `Model`.
 
     Raises:
-      ValueError: a module that draws random numbers while it trains (dropout).
+      ValueError: a module that draws random numbers while it trains (dropout); statistics or a dropout whose switch is
+        not found; a `mask` without a default whose meaning is not known.
     """
     dtype = jax.dtypes.canonicalize_dtype(example_inputs.dtype)
     example = jnp.zeros((1, *example_inputs.shape[1:]), dtype)
-    known = inspect.signature(type(module).__call__).parameters
-
-    asked = [name for name in _MODES if name in known and getattr(module, name, None) is None]
+    name, known = type(module).__name__, inspect.signature(type(module).__call__).parameters
+    modes = find_modes(name, known, module, switch)
+    masked = {"name": mask if mask is None or mask in known else _no_argument(name, mask)}
 
     def arguments(mask, train):
-        modes = {name: train is value for name, value in _MODES.items() if name in asked}
-        return modes | ({"mask": mask} if "mask" in known else {})
+        return modes.arguments(train) | ({masked["name"]: mask} if masked["name"] else {})
+
+    def at(train):
+        return module.clone(**found) if (found := modes.attributes(train)) else module
 
     def init(key):
-        variables = module.init(key, example, **arguments(jnp.ones(1, bool), False))
+        variables = at(False).init(key, example, **arguments(jnp.ones(1, bool), False))
         return variables.get("params", {}), variables.get("batch_stats", {})
 
-    def apply(params, batch_stats, inputs, mask=None, train=False):
+    def call(params, batch_stats, inputs, mask, train):
+        inputs = inputs if masked["name"] or not train else without_padding(inputs, mask)
         variables = {"params": params, "batch_stats": batch_stats}
-        if not (train and jax.tree.leaves(batch_stats)):
-            return module.apply(variables, inputs, **arguments(mask, train)), batch_stats
-        inputs = inputs if "mask" in known else without_padding(inputs, mask)
-        logits, updated = module.apply(variables, inputs, mutable=["batch_stats"], **arguments(mask, True))
-        return logits, updated["batch_stats"]
+        logits, updated = at(train).apply(variables, inputs, mutable=["batch_stats"], **arguments(mask, train))
+        return logits, updated.get("batch_stats", {})
+
+    def apply(params, batch_stats, inputs, mask=None, train=False):
+        if train and jax.tree.leaves(batch_stats):
+            return call(params, batch_stats, inputs, mask, True)
+        variables = {"params": params, "batch_stats": batch_stats}
+        return at(train).apply(variables, inputs, **arguments(mask, train)), batch_stats
 
     def activations(params, batch_stats, inputs, mask=None, train=False):
         variables = {"params": params, "batch_stats": batch_stats}
         collections = ["intermediates", "batch_stats"]
-        _, found = module.apply(variables, inputs, mutable=collections, **arguments(mask, train))
+        _, found = at(train).apply(variables, inputs, mutable=collections, **arguments(mask, train))
         leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
         names = [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in leaves]
         return {name.removesuffix("_units"): x for name, (_, x) in zip(names, leaves, strict=True)}
 
-    try:
-        jax.eval_shape(lambda key: apply(*init(key), example, jnp.ones(1, bool), True), jax.random.key(0))
-    except errors.InvalidRngError:
-        name = type(module).__name__
-        raise ValueError(f"{name} draws random numbers while it trains (dropout): leave it out, or use NNX") from None
+    if mask is None and "mask" in known:
+        masked["name"] = _padding_mask(module, known["mask"], masked, init, call, example)
+    if type(module).__module__ != "sp_jax.models" and not type(module).__module__.startswith("sp_jax.models."):
+        _check_linen(name, module, modes, known, init, call, example)
     links, layouts = (getattr(module, name, lambda x=x: x)() for name, x in (("links", ()), ("layouts", None)))
     return Model(init, apply, activations, links, layouts)
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def _no_argument(name, mask):
+    if mask:
+        raise NetworkError(f"{name} has no argument {mask!r} in its call, which mask= names")
+    return ""
+
+
+def _padding_mask(module, parameter, masked, init, call, example):
+    """Returns "mask" where that argument takes booleans of real samples; by trial where the module is not ours."""
+    name = type(module).__name__
+    if type(module).__module__.startswith("sp_jax.models."):
+        return "mask"
+    if jax.tree.leaves(_try(lambda: jax.eval_shape(init, jax.random.key(0))[1])):
+        masked["name"] = "mask"
+        if _try(lambda: _ignores_padding(init, call, example)):
+            return "mask"
+    if parameter.default is inspect.Parameter.empty:
+        raise NetworkError(
+            f"what the argument `mask` of {name} means is not known: write mask='mask' where it takes [B] booleans, "
+            "False for samples that are padding, or give it a default"
+        )
+    return ""
+
+
+def _ignores_padding(init, call, example):
+    """Whether logits of real samples and statistics are the same for any padding, when `mask` says which it is."""
+    params, batch_stats = init(jax.random.key(0))
+    noise = jax.random.randint(jax.random.key(1), (4, *example.shape[1:]), 0, 2).astype(example.dtype)
+    mask = jnp.array([True, True, True, False])
+    one, two = (call(params, batch_stats, noise.at[3].set(x), mask, True) for x in (noise[0], 1 - noise[0]))
+    same = jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=1e-6), (one[0][:3], one[1]), (two[0][:3], two[1]))
+    return jax.tree.all(same)
+
+
+def _try(function):
+    try:
+        return function()
+    except Exception:  # what it raises when it is called so says no more than that it is not called so
+        return None
+
+
+def _check_linen(name, module, modes: Modes, known, init, call, example):
+    """Raises where a module draws random numbers, or has a switch that was not found."""
+    dropped, mask = [], jnp.ones(1, bool)
+
+    def look(function, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and context.method_name == "__call__" and context.module.rate > 0:
+            said = kwargs.get("deterministic", args[1] if len(args) > 1 else None)
+            dropped.append(context.module.deterministic if said is None else said)
+        return function(*args, **kwargs)
+
+    def run(train):
+        jax.eval_shape(lambda key: call(*init(key), example, mask, train), jax.random.key(0))
+
+    try:
+        with nn.intercept_methods(look):
+            jax.eval_shape(init, jax.random.key(0))
+            dropped.clear()
+            run(True)
+    except errors.InvalidRngError:
+        raise NetworkError(f"{name} draws random numbers while it trains (dropout): leave it out, or use NNX") from None
+    if dropped:  # if one had dropped, it would have drawn random numbers
+        raise UnknownSwitchError(f"{name} has a dropout that drops nothing while it trains")
+    check_switch(name, init, call, jax.ShapeDtypeStruct(example.shape, example.dtype))
+    for flag in modes.others(known, module):
+        try:
+            _run_turned(module, flag, known, init, modes.arguments(True), example)
+        except errors.InvalidRngError:
+            raise UnknownSwitchError(f"{name} draws random numbers (a dropout?) where {flag!r} is turned") from None
+        except Exception:
+            continue
+
+
+def _run_turned(module, flag, known, init, arguments, example):
+    """Calls a module, by shapes alone, with one of its boolean arguments or attributes turned."""
+    arguments = arguments | ({flag: not known[flag].default} if flag in known else {})
+    turned = module if flag in known else module.clone(**{flag: not getattr(module, flag)})
+
+    def run(key):
+        params, batch_stats = init(key)
+        return turned.apply({"params": params, "batch_stats": batch_stats}, example, mutable=True, **arguments)
+
+    jax.eval_shape(run, jax.random.key(0))
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, switch: Mapping[str, bool] | None = None) -> Model:
     """Makes a Flax NNX module a `Model`.
 
     Args:
-      make: `make(rngs) -> module`, called with the inputs alone; `train()` and `eval()` set its mode. What is no
-        `nnx.Param` (BatchNorm's statistics, dropout's streams of random numbers) counts as batch statistics. Real
-        samples stand once more in place of the padding of an epoch's last batch.
+      make: `make(rngs) -> module`, called with the inputs alone (and a switch that its `__call__` has); `train()` and
+        `eval()` set its mode. What is no `nnx.Param` (BatchNorm's statistics, dropout's streams of random numbers)
+        counts as batch statistics. Real samples stand once more in place of the padding of an epoch's last batch.
+      switch: as of `from_module`; an attribute is set in all modules that have it.
 
     Returns:
       A `Model`.
+
+    Raises:
+      ValueError: statistics or a dropout whose switch is not found (`as_model` looks).
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return _nnx(make, switch)[0]
+
+
+def _nnx(make, switch):
+    """The model; and the module's shapes and `apply` with the statistics of evaluation too, to be looked at."""
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graph, parameters = nnx.graphdef(abstract), inspect.signature(type(abstract).__call__).parameters
+    modes = find_modes(type(abstract).__name__, parameters, abstract, switch)
 
     def init(key):
         _, params, others = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(others)
 
-    def apply(params, batch_stats, inputs, mask=None, train=False):
+    def call(params, batch_stats, inputs, mask=None, train=False):
         module = nnx.merge(graph, params, batch_stats)
         module.train() if train else module.eval()
-        logits = module(without_padding(inputs, mask))
-        return logits, nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2]) if train else batch_stats
+        if found := modes.attributes(train):
+            module.set_attributes(**found)
+        logits = module(without_padding(inputs, mask), **modes.arguments(train))
+        return logits, nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2])
 
-    return Model(init, apply)
+    def apply(params, batch_stats, inputs, mask=None, train=False):
+        logits, updated = call(params, batch_stats, inputs, mask, train)
+        return logits, updated if train else batch_stats
+
+    return Model(init, apply), abstract, call
+
+
+def _checked_nnx(make, example, switch):
+    model, abstract, call = _nnx(make, switch)
+    check_switch(type(abstract).__name__, model.init, call, example)
+    foreign.check_nnx_dropout(abstract, model.init, call, example)
+    return model
 
 
 def without_padding(inputs: chex.Array, mask: chex.Array | None) -> chex.Array:
-    """The samples of a batch, the real ones (which come first) again in place of padding.
+    """Returns the samples of a batch, the real ones (which come first) again in place of padding.
 
     Args:
       inputs: [B, ...].

@@ -1,0 +1,159 @@
+"""What a stranger's network is asked before it trains, by behaviour and not by name."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sp_jax.filters import is_changeable, path_name
+from sp_jax.types import Model
+
+APART = 1e-2  # of the logits' size: a sample alone may differ so much from itself in a batch by rounding (bfloat16)
+
+
+def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
+    """Returns how many classes a network tells apart.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...], for shape and dtype alone.
+      num_classes: that the labels have.
+
+    Returns:
+      C, of logits [B, C].
+
+    Raises:
+      ValueError: the logits are no such array, or have too few classes.
+    """
+    example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
+    logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
+    shape = getattr(logits, "shape", type(logits).__name__)
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < num_classes:
+        expected = f"[B, {num_classes} or more] for labels 0 to {num_classes - 1}"
+        raise ValueError(f"the network must give logits {expected}, got {shape}")
+    return shape[1]
+
+
+def check_independent(model: Model, inputs: chex.Array) -> None:
+    """Checks that samples are independent: in evaluation mode the logits of one do not depend on the others.
+
+    One small program: a network drawn and moved a little (a head may begin at zero), three samples together, and each
+    alone.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...] samples; three of them are looked at.
+
+    Raises:
+      ValueError: the logits of a sample alone and in a batch differ.
+    """
+    few = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), 3)).astype(int)]
+
+    @jax.jit
+    def logits(key, few):
+        params, batch_stats = model.init(key)
+        leaves, structure = jax.tree.flatten(params)
+        moved = [
+            x + 0.1 * jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x)).astype(x.dtype)
+            if is_changeable(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating) and hasattr(x, "dtype")
+            else x
+            for i, x in enumerate(leaves)
+        ]
+
+        def of(x):
+            return model.apply(structure.unflatten(moved), batch_stats, x, None, False)[0]
+
+        return of(few), jax.lax.map(lambda x: of(x[None])[0], few)
+
+    together, alone = (np.asarray(x, float) for x in logits(jax.random.key(0), few))
+    size, apart = np.abs(together).max(), np.abs(together - alone).max()
+    if np.isfinite(size) and not apart <= APART * size:
+        raise ValueError(
+            f"the logits of a sample depend on the others in its batch: alone they differ by up to {apart:.2g} of "
+            f"{size:.2g}; samples of shape {inputs.shape[1:]} may lack an axis that the network expects: images are "
+            "[N, height, width, channels], so write inputs[..., None]; or it normalises by the batch in evaluation, too"
+        )
+
+
+def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str, bool]:
+    """Returns which leaves of a tree a function computes anew, and which it hands on; nothing is run.
+
+    Args:
+      function: `function(tree, *args)` returns a tree of the same structure.
+      tree: pytree of arrays or `jax.ShapeDtypeStruct`.
+      *args: the same.
+
+    Returns:
+      From each leaf's path to whether it is another than the one that was given.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+
+    def flat(leaves, *args):
+        return jax.tree.leaves(function(jax.tree.unflatten(structure, leaves), *args))
+
+    jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
+    return {
+        path_name(path): out is not into
+        for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
+    }
+
+
+class UnknownSwitchError(ValueError):
+    """A network's switch between training and evaluation was not found; the message says how to name it."""
+
+    def __init__(self, what: str):
+        """Says what was found, and what to write."""
+        super().__init__(
+            f"{what}: name its switch between training and evaluation, with the value that it has in training, as "
+            "switch={'test': False}: an argument of its call, or an attribute"
+        )
+
+
+def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDtypeStruct) -> None:
+    """Checks that a network's statistics follow while it trains, and stand still while it is evaluated.
+
+    Args:
+      name: of the network, for the message.
+      init: as of a `Model`.
+      call: as `apply` of a `Model`, but it returns what the network makes of its statistics in evaluation, too.
+      example: [B, ...] inputs, for shape and dtype.
+
+    Raises:
+      UnknownSwitchError: they never follow, or follow in evaluation.
+    """
+    params, batch_stats = jax.eval_shape(init, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(batch_stats)
+    running = {path_name(path) for path, leaf in leaves if is_changeable(leaf)}
+
+    def moved(train):
+        mask = jax.ShapeDtypeStruct(example.shape[:1], bool)
+        found = changed_leaves(
+            lambda stats, params, x, mask: call(params, stats, x, mask, train)[1], batch_stats, params, example, mask
+        )
+        return sorted(path for path in running if found[path])
+
+    if running and not moved(True):
+        raise UnknownSwitchError(f"{name} has statistics, as of BatchNorm, that stand still while it trains")
+    if running and (found := moved(False)):
+        raise UnknownSwitchError(f"{name} updates {found[0]!r} in evaluation, too")
+
+
+def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
+    """Returns the paths of the statistics that a network does not update while it trains: those of a frozen part.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...], for shape and dtype alone.
+
+    Returns:
+      Paths as `sp_jax.filters` names them.
+    """
+    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    example = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
+    changed = changed_leaves(
+        lambda stats, params, x, mask: model.apply(params, stats, x, mask, True)[1],
+        batch_stats, params, example, jnp.ones(2, bool),
+    )  # fmt: skip
+    return {path for path, is_new in changed.items() if not is_new}
