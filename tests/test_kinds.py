@@ -125,7 +125,7 @@ def test_the_first_name_that_fits_counts():
     params = {"a": {"kernel": np.ones((2, 3, 4))}, "b": {"kernel": np.ones((2, 3, 4))}}
     kinds = {"a": ("in", "out", "out"), sp_jax.kernels: ("stacked", "in", "out")}
     picked = jax.tree.map(lambda _: True, params)
-    assert axis_roles(params, picked, kinds) == {
+    assert axis_roles(params, picked, kinds=kinds) == {
         "a/kernel": ("in", "out", "out"), "b/kernel": ("stacked", "in", "out"),
     }  # fmt: skip
 
