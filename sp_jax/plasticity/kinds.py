@@ -116,8 +116,8 @@ def _certain(path, leaf, layers, output_axis):
         name = path.rpartition("/")[0] or path
         raise ValueError(
             f"{path!r} of shape {shape} may be a convolution, an attention's kernel or stacked layers: say what its "
-            f"axes are, as kinds={{{name!r}: {example}}} (each of {', '.join(ROLES)}), or leave it out (where= of FIRE, "
-            "norms= of DASH)"
+            f"axes are, as kinds={{{name!r}: {example}}} (each of {', '.join(ROLES)}), or leave it out (FIRE's "
+            "where=, norms= of DASH)"
         )
     roles = (*("spatial",) * (len(shape) - 2), "in", "out")
     return roles if output_axis == -1 else ("out", "in", *roles[:-2])
