@@ -22,6 +22,7 @@ MORE = (
     "types",
     "optimizer_state",
     "plasticity.methods",
+    "plasticity.kinds",
     "data.arrival",
     "engine",
     "checkpoint",

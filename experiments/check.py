@@ -1,5 +1,6 @@
 """Whether data sets, models and settings fit, before any long work starts."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,6 +13,9 @@ from experiments.settings import Settings, UsageError
 from experiments.spec import Phase
 from sp_jax.types import Dataset
 
+logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
+SMALL = 8  # a last batch of less than this part of a whole one is small
+
 
 def plans(
     found: Iterable[Mapping[Member, tuple[Phase, ...]]], dataset: Callable[[str], Dataset], devices_per_lane: int = 1
@@ -22,7 +26,7 @@ def plans(
       UsageError: a model that does not take a data set's inputs, a source whose inputs are not the target's, devices
         or a batch that cannot be divided as is asked, or sizes that no memory holds.
     """
-    sized = {}
+    sized, found = {}, list(found)
     for plan in found:
         for member, phases in plan.items():
             for phase in phases:
@@ -39,6 +43,34 @@ def plans(
                 raise UsageError("--restart=dash sweeps data through the old network, so its data set must not change")
     for settings in sized.values():
         _check_memory(settings, dataset(settings.dataset))
+    for plan in found:
+        _tell_of_small_batches({phase for phases in plan.values() for phase in phases})
+        _tell_of_thresholds({phase.settings for phases in plan.values() for phase in phases}, dataset)
+
+
+def _tell_of_small_batches(phases):
+    """Logs a line where an epoch's last batch is so small that BatchNorm's running statistics are much its own."""
+    found = {(p.num_visible, p.settings.batch_size) for p in phases if p.settings.model == "resnet18"}
+    small = sorted((n % size, n, size) for n, size in found if 0 < n % size < size / SMALL)
+    if small:
+        left, num_visible, size = small[0]
+        logger.warning(
+            "of %s samples in batches of %d the last has %d, which counts as much as a whole one in BatchNorm's running "
+            "statistics (as in the authors' program); another --batch_size, or --statistics=recalibrate, avoids that",
+            f"{num_visible:,}", size, left,
+        )  # fmt: skip
+
+
+def _tell_of_thresholds(found, dataset):
+    """Logs a line where guessing the commonest class reaches the training accuracy that ends a round."""
+    for name, threshold in sorted({(s.dataset, s.train_accuracy) for s in found if s.epochs is None}):
+        labels = np.asarray(dataset(name).labels)
+        share = np.bincount(labels).max() / len(labels)
+        if threshold <= share < 1:
+            logger.warning(
+                "%.1f %% of %s are of one class: guessing it reaches --train_accuracy=%g, so rounds may end before the "
+                "others are learnt; set a higher one, or --epochs", 100 * share, name, threshold,
+            )  # fmt: skip
 
 
 def _check_model(settings: Settings, data: Dataset):

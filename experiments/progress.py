@@ -69,6 +69,11 @@ class Reporter:
         self._work += trained * self._epochs[name] * first.num_train
         self._seconds += trained * first.seconds * len(results) / first.lanes
         self._partial = 0.0
+        for result in results:
+            if result.epochs and result.diverged and trained:
+                self._say(
+                    f"{self._where(name, first.round)}: seed {result.seed} diverged {result.diverged}", passing=False
+                )
         kept = [100 * result.validation_accuracy for result in results if not is_lost(result._asdict())]
         accuracy = f"validation accuracy {np.mean(kept):.1f} %" if kept else "no validation accuracy"
         accuracy += f" ({len(results) - len(kept)} of {len(results)} lanes ended by NaN)" * (len(kept) < len(results))

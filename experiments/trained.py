@@ -87,7 +87,8 @@ def load(folder: str | pathlib.Path, **which: Any) -> Trained:
     Args:
       folder: of a run, or of several.
       **which: columns of `results.csv` and their values, enough to leave one lane: `restart`, `shrink`, `noise_scale`,
-        `seed`, whatever the run varies, as `batch_size`. Without `round` it is the newest that was kept.
+        `seed`, whatever the run varies, as `batch_size`. Without `round` it is the newest that was kept: of a
+        lane that diverged, that of the last round before.
 
     Returns:
       The network with its model.
@@ -175,7 +176,7 @@ def which(keep: str, groups: Sequence[sweeps.Group]) -> str:
 def write(
     folder: pathlib.Path, member: Member, finished: sweeps.Finished, rows: Sequence[Row], new: Sequence[Row]
 ) -> None:
-    """Keeps the networks of a group that has finished a round, a file for each lane.
+    """Keeps the networks of a group that has finished a round, a file for each lane that has not diverged.
 
     Args:
       folder: of the run.
@@ -197,7 +198,7 @@ def write(
         "num_samples": len(engine.data.labels),
     }
     for i, row in enumerate(rows):
-        if row in new:
+        if row in new and row["stop_reason"] != "nan":  # a network that is not finite is of no use
             path = folder / FOLDER / member.name / f"seed_{row['seed']}_round_{row['round']}{SUFFIX}"
             params, batch_stats = jax.tree.map(lambda x, i=i: x[i], (state.params, state.batch_stats))
             kept = {name: value for name, value in row.items() if name not in UNTIMED}

@@ -8,31 +8,38 @@ the agents SR-SPR (D'Oro et al. 2023) and BBF (Schwarzer et al. 2023) do. Two fo
 - `periodic_restart(optimizer, init, ...)`, an optax wrapper, for loops that cannot be edited. It also restarts the
   optimiser's state. Being an update that is added to the parameters, it is exact only to rounding.
 
-BBF: every 20,000 gradient steps the encoder and the transition model are moved half of the way to a fresh network, the
-head is drawn anew, the rest is kept. SR-SPR has 0.8 and 0.2 in place of 0.5 and 0.5.
+BBF: every 40,000 gradient steps (20,000 of the agent's) the encoder and the transition model are moved half of the way
+to a fresh network; projection, predictor and head, all else, are drawn anew, and the optimiser's state begins anew as a
+whole. The target network gets the same with a draw of its own. No reset comes so late that the next one would lie
+beyond the 100,000 steps of the agent: the last is at 80,000. SR-SPR has 0.8 and 0.2 in place of 0.5 and 0.5, and also
+40,000 gradient steps, which are 5,000 of its agent's, so that the last is at 760,000.
 
 >>> import jax, jax.numpy as jnp, optax
 >>> def init(key):
-...     names = ("encoder", "transition_model", "head", "other")
+...     names = ("encoder", "transition_model", "projection", "predictor", "head")
 ...     keys = jax.random.split(key, len(names))
 ...     return {name: {"w": jax.random.normal(k, [2])} for name, k in zip(names, keys)}
 >>> torso = filters.layer("encoder", "transition_model")
 >>> bbf = {
-...     "every": 20_000,
-...     "shrink": {"torso": 0.5, "head": 0.0, "rest": 1.0},
-...     "noise_scale": {"torso": 0.5, "head": 1.0, "rest": 0.0},
-...     "labels": filters.labels({"torso": torso, "head": filters.layer("head")}, default="rest"),
+...     "every": 40_000,
+...     "last_step": 160_000,
+...     "shrink": {"torso": 0.5, "rest": 0.0},
+...     "noise_scale": {"torso": 0.5, "rest": 1.0},
+...     "labels": filters.labels({"torso": torso}, default="rest"),
 ... }
 >>> key, params = jax.random.key(0), jax.tree.map(jnp.ones_like, init(jax.random.key(1)))
->>> new, fresh = restart_at(key, 20_000, params, init, **bbf), init(jax.random.fold_in(key, 20_000))
+>>> new, fresh = restart_at(key, 40_000, params, init, **bbf), init(jax.random.fold_in(key, 40_000))
 >>> bool((new["encoder"]["w"] == 0.5 * 1.0 + 0.5 * fresh["encoder"]["w"]).all())
 True
->>> bool((new["head"]["w"] == fresh["head"]["w"]).all()), bool((new["other"]["w"] == 1.0).all())
-(True, True)
+>>> [bool((new[name]["w"] == fresh[name]["w"]).all()) for name in ("projection", "predictor", "head")]
+[True, True, True]
+>>> target = restart_at(jax.random.key(2), 40_000, params, init, **bbf)  # a draw of its own
+>>> bool((restart_at(key, 200_000, params, init, **bbf)["head"]["w"] == 1.0).all())
+True
 
-The same as an optimiser:
+The same as an optimiser, whose state begins anew as a whole:
 
->>> optimizer = periodic_restart(optax.adamw(1e-4), init, key=key, **bbf, optimizer_state="reset_changed")
+>>> optimizer = periodic_restart(optax.adamw(1e-4), init, key=key, **bbf, optimizer_state="reset")
 >>> optimizer.init(params).step
 Array(0, dtype=int32)
 """

@@ -35,6 +35,7 @@ from sp_jax.layouts import Layouts, merged
 from sp_jax.optimizer_state import COUNTS, reset_changed
 from sp_jax.penalties import cross_entropy
 from sp_jax.plasticity.kinds import Kinds
+from sp_jax.recalibration import recalibrate
 from sp_jax.types import Model, TrainState
 
 Rule = Callable[..., chex.ArrayTree]
@@ -395,52 +396,3 @@ def no_restart(key, state, fresh, *, shrink, noise_scale, batches=None):
     """Goes on with the training state as it is, statistics and optimiser included."""
     del key, fresh, shrink, noise_scale, batches
     return state
-
-
-def recalibrate(
-    model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, inputs: chex.Array, masks: chex.Array
-) -> chex.ArrayTree:
-    """BatchNorm statistics of these parameters: the mean over the batches of each batch's mean and variance, weighted
-    by its real samples (the cumulative average; running statistics would remember where they began).
-
-    Args:
-      model: its update of a statistic must be linear in the old one, as every running average is.
-      params: the learned parameters.
-      batch_stats: any statistics of the model, for structure and dtypes; their values do not matter.
-      inputs: [K, B, ...], K batches.
-      masks: [K, B] booleans, False marks padding; a batch of padding alone counts nothing.
-
-    Returns:
-      A pytree like `batch_stats`.
-
-    Raises:
-      AssertionError: `masks` is not [K, B] for `inputs` of [K, B, ...].
-    """
-    chex.assert_equal_shape_prefix([inputs, masks], 2)
-    chex.assert_rank(masks, 2)
-    leaves, structure = jax.tree.flatten(batch_stats)
-    picked = [filters.is_changeable(leaf) for leaf in leaves]  # the others are an NNX module's random streams
-    if not any(picked):
-        return batch_stats
-
-    large = 2.0**20  # so large that what a batch adds to it does not blur the momentum
-
-    def updated(value, x, mask):
-        start = [jnp.full_like(s, value) if p else s for p, s in zip(picked, leaves, strict=True)]
-        return only(jax.tree.leaves(model.apply(params, structure.unflatten(start), x, mask, True)[1]))
-
-    def only(values):
-        return [value for p, value in zip(picked, values, strict=True) if p]
-
-    def one_batch(total, batch):
-        x, mask = batch
-        # new = m·old + (1 - m)·batch: two values of old give both the momentum m and the batch's own statistic.
-        low, high = updated(0, x, mask), updated(large, x, mask)
-        own = jax.tree.map(lambda z, o: z / (1 - (o - z) / large), low, high)
-        weight = jnp.sum(mask)
-        total = jax.tree.map(lambda t, s: t + jnp.where(weight > 0, weight * s, 0), total, own)
-        return total, weight
-
-    total, weights = jax.lax.scan(one_batch, jax.tree.map(jnp.zeros_like, only(leaves)), (inputs, masks))
-    means = iter([t / jnp.sum(weights) for t in total])
-    return structure.unflatten([next(means) if p else leaf for p, leaf in zip(picked, leaves, strict=True)])

@@ -174,7 +174,7 @@ def test_without_validation_samples_accuracy_is_nan():
         ({"network": nn.Dense(2)}, r"must give logits \[B, 3 or more\] for labels 0 to 2, got \(1, 2\)"),
         ({"network": "resnet"}, "the network does not run .*: got str .expected a Linen module, a pair"),
         ({"network": Net}, "the network does not run .*expected a Linen module, a pair"),
-        ({"network": hk.transform(lambda x: x)}, "the network does not run on inputs float32 of shape"),
+        ({"network": hk.transform(lambda x: x @ x)}, "the network does not run on inputs float32 of shape"),
         ({"optimizer": optax.adam}, "optimizer must be an optax optimiser"),
         ({"arrivals": 100}, "arrivals must be a sequence of counts, got 100"),
         ({"network": nn.Dropout(0.5, deterministic=False)}, "Dropout draws random numbers while it trains"),

@@ -106,6 +106,16 @@ def test_what_is_uncertain_is_refused_in_one_line(kernel, bias):
     plasticity.orthogonalize(params | {"head": {"kernel": np.ones((2, 2))}}, where=sp_jax.layer("head"))
 
 
+def test_a_token_that_is_no_layer_can_be_left_out():
+    params = {"cls": np.ones((1, 1, 4)), "head": {"kernel": np.ones((4, 2))}}
+    average = jax.tree.map(np.negative, params)
+    with pytest.raises(ValueError, match="norms= of DASH"):
+        plasticity.dash(params, average)
+    new = plasticity.dash(params, average, norms=sp_jax.norms | sp_jax.layer("cls"))
+    assert (new["cls"][0, 0, 0], new["head"]["kernel"][0, 0]) == (1, pytest.approx(0.3))
+    assert plasticity.orthogonalize(params)["cls"] is params["cls"]
+
+
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
@@ -125,7 +135,7 @@ def test_the_first_name_that_fits_counts():
     params = {"a": {"kernel": np.ones((2, 3, 4))}, "b": {"kernel": np.ones((2, 3, 4))}}
     kinds = {"a": ("in", "out", "out"), sp_jax.kernels: ("stacked", "in", "out")}
     picked = jax.tree.map(lambda _: True, params)
-    assert axis_roles(params, picked, kinds) == {
+    assert axis_roles(params, picked, kinds=kinds) == {
         "a/kernel": ("in", "out", "out"), "b/kernel": ("stacked", "in", "out"),
     }  # fmt: skip
 

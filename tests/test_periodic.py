@@ -536,7 +536,7 @@ def test_a_vmap_over_amounts_draws_only_when_due_if_the_step_is_not_mapped():
     assert len(drawn) == at_the_restart
 
 
-def test_the_recipe_of_bbf():
+def test_groups_have_amounts_of_their_own_and_keep_their_moments():
     def draw(key):
         names = ("encoder", "transition_model", "head", "other")
         return {
@@ -545,7 +545,7 @@ def test_the_recipe_of_bbf():
         }
 
     torso = filters.layer("encoder", "transition_model")
-    bbf = {
+    rule = {
         "every": 4,
         "last_step": 8,
         "shrink": {"torso": 0.5, "head": 0.0, "rest": 1.0},
@@ -553,7 +553,7 @@ def test_the_recipe_of_bbf():
         "labels": filters.labels({"torso": torso, "head": HEAD}),
     }
     start, inner = draw(jax.random.key(1)), optax.adam(0.1)
-    optimizer = periodic.periodic_restart(inner, draw, key=KEY, **bbf, optimizer_state="reset_changed")
+    optimizer = periodic.periodic_restart(inner, draw, key=KEY, **rule, optimizer_state="reset_changed")
     (*_, before, new), state = run(optimizer, 4, start)
     (*_, trained), plain = run(inner, 4, start)
     fresh = draw(jax.random.fold_in(KEY, 4))
@@ -570,11 +570,33 @@ def test_the_recipe_of_bbf():
             assert not np.any(moments[name]["kernel"])
             assert np.any(without[name]["kernel"])
 
-    exact = periodic.restart_at(KEY, 8, start, draw, **bbf)
+    exact = periodic.restart_at(KEY, 8, start, draw, **rule)
     again = draw(jax.random.fold_in(KEY, 8))
     assert same_bits(exact["head"], again["head"])
     assert same_bits(exact["other"], start["other"])
     assert_close(exact["encoder"]["kernel"], 0.5 * start["encoder"]["kernel"] + 0.5 * again["encoder"]["kernel"])
+    assert same_bits(periodic.restart_at(KEY, 12, start, draw, **rule), start)
+
+
+def test_the_recipe_of_bbf():
+    """Encoder and transition model half of the way, all else anew, the optimiser's state too; the target's own draw."""
+    names = ("encoder", "transition_model", "projection", "predictor", "head")
+
+    def draw(key):
+        return {name: jax.random.normal(k, (3,)) for name, k in zip(names, jax.random.split(key, 5), strict=True)}
+
+    amounts = {"shrink": {"torso": 0.5, "rest": 0.0}, "noise_scale": {"torso": 0.5, "rest": 1.0}}
+    groups = filters.labels({"torso": filters.layer(*names[:2])})
+    bbf = {"every": 4, "last_step": 8, "labels": groups, **amounts}
+    start, inner = draw(jax.random.key(1)), optax.adam(0.1)
+    (*_, new), state = run(periodic.periodic_restart(inner, draw, key=KEY, **bbf, optimizer_state="reset"), 4, start)
+    (*_, trained), _ = run(inner, 4, start)
+    fresh = draw(jax.random.fold_in(KEY, 4))
+    for name in names:
+        assert_close(new[name], 0.5 * trained[name] + 0.5 * fresh[name] if name in names[:2] else fresh[name])
+    assert same_bits(state.inner_state, inner.init(new))
+    target = periodic.restart_at(jax.random.key(3), 4, start, draw, **bbf)
+    assert same_bits(target["head"], draw(jax.random.fold_in(jax.random.key(3), 4))["head"])
     assert same_bits(periodic.restart_at(KEY, 12, start, draw, **bbf), start)
 
 

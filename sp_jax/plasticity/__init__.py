@@ -13,15 +13,31 @@ Methods on units are told by `Link`s where a unit's weights lie, and say what th
 `sp_jax.reset_changed` can reset the optimiser's moments there. `sp_jax.plasticity.methods` has the last four in the
 form that the engine runs (`python -m experiments.run --method=…`); `sp_jax.restarts` has the first two (`--restart=…`).
 
+The defaults are the papers' settings. Where paper, authors' program and this package differ in what they do:
+
+- DASH: one gradient for each arrival of samples, in evaluation mode, as the program; it keeps SGD's momentum.
+- FIRE: all kernels, the head's too, as the program on convolutional networks; on transformers it takes q and k alone.
+- L2 Init: c·‖θ - θ₀‖² on all parameters, as the paper; the program has c/2 and leaves norms out, so c here is 2c there.
+- Hare and Tortoise: jumps after the epochs 0, 10, 20, … of each round, as the program; there the tortoise's statistics
+  follow plainly, here with a weight that lets them forget the 0 and 1 with which they begin, or begin again.
+- ReDo: redrawn units keep the moments of their biases and Adam's one step count, as in the program; the price is steps
+  of up to 6.6 learning rates. It draws Xavier-uniform weights, here the network's own initialiser draws.
+- Continual backprop: the paper's formulas on activations after the step, and in `experiments.run` an Adam with a step
+  count for each entry, zeroed at a reset, as the program's (`sp_jax.optimizer_state`); there nothing is absorbed, since
+  the mean is zeroed first, and Adam's eps joins the uncorrected root.
+
+In `experiments.run` all of them start each round with a new optimiser and, unless `--statistics` says otherwise, new
+running statistics, as in the experiments of Ash and Adams: DASH's and FIRE's authors keep the statistics.
+
 Scalars (strength, decay, shrink, threshold, rate, …) may be traced under `jit`, `vmap` and `scan`. Leaves are computed
 in at least float32 and returned in their own dtype; those that are not floating or complex stay as they are. DASH and
-FIRE tell layers apart by the axes of their kernels: a `DenseGeneral` with three looks like a convolution.
+FIRE must know what the axes of a kernel are: where their number does not tell, they ask (`kinds`).
 """
 
 from sp_jax.plasticity.continual_backprop import Utility, continual_backprop, init_utility
 from sp_jax.plasticity.dash import average_gradient, dash
 from sp_jax.plasticity.fire import orthogonalize
-from sp_jax.plasticity.hare_tortoise import HareTortoiseState, follow, hare_tortoise
+from sp_jax.plasticity.hare_tortoise import HareTortoiseState, follow, hare_tortoise, jumps
 from sp_jax.plasticity.l2_init import L2InitState, l2_init, l2_init_penalty
 from sp_jax.plasticity.redo import dormancy, redo
 from sp_jax.plasticity.units import Link, check_links, replace_units
@@ -39,6 +55,7 @@ __all__ = [
     "follow",
     "hare_tortoise",
     "init_utility",
+    "jumps",
     "l2_init",
     "l2_init_penalty",
     "orthogonalize",

@@ -77,7 +77,9 @@ def continual_backprop(
     A convolution absorbs the sum over its positions, which is exact away from the padding; a layer without bias (as our
     convolutions, which a BatchNorm follows) absorbs nothing. For a flattened image, E|h| and mean|w_out| are means over
     positions before they are multiplied. A bias that absorbs does not count as changed: as in the authors' program, its
-    moments stay. Reset the others with `sp_jax.reset_changed`.
+    moments stay. Reset the others with `sp_jax.reset_changed`; that program's Adam counts the steps of each entry and
+    begins those anew too, as `sp_jax.adam_per_entry` does. With Adam's one count a new unit's steps are up to 6.6
+    learning rates long.
 
     Args:
       state: from `init_utility`, or from the last step.

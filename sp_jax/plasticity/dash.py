@@ -98,7 +98,7 @@ def dash(
         norms = filters.norms
         _check_scales(params)
     picked = pick(params, ~(embeddings | norms))
-    roles = axis_roles(params, picked, kinds, output_axis=output_axis)
+    roles = axis_roles(params, picked, kinds=kinds, output_axis=output_axis)
 
     def leaf(path, picked, weight, average):
         if not picked:

@@ -52,7 +52,7 @@ def orthogonalize(
     """
     check_output_axis(output_axis)
     picked = pick(params, _matrices if where is None else _matrices & where)
-    roles = axis_roles(params, picked, kinds, output_axis=output_axis)
+    roles = axis_roles(params, picked, kinds=kinds, output_axis=output_axis)
 
     def leaf(path, picked, kernel):
         return _orthogonalize_kernel(kernel, roles[path_name(path)], iterations) if picked else kernel

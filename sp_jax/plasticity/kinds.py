@@ -19,7 +19,7 @@ Kinds = Mapping[str | Callable, tuple[str, ...]]  # from the name of a layer, or
 
 
 def axis_roles(
-    params: chex.ArrayTree, picked: chex.ArrayTree, kinds: Kinds | None = None, *, output_axis: int = -1
+    params: chex.ArrayTree, picked: chex.ArrayTree, *, kinds: Kinds | None = None, output_axis: int = -1
 ) -> dict[str, tuple[str, ...]]:
     """Names the role of each axis of each leaf that is picked.
 
@@ -50,7 +50,13 @@ def axis_roles(
 
 
 def vector_axes(roles: tuple[str, ...]) -> tuple[int, ...]:
-    """The axes of one vector of DASH: a window, where there is one, else the inputs of a unit; all of a bias.
+    """Picks the axes of one vector of DASH: a window, where there is one, else the inputs of a unit; all of a bias.
+
+    Args:
+      roles: of a leaf, from `axis_roles`.
+
+    Returns:
+      The axes that a cosine is summed over.
 
     >>> vector_axes(("spatial", "spatial", "in", "out")), vector_axes(("in", "out", "out"))
     ((0, 1), (0,))
@@ -110,7 +116,8 @@ def _certain(path, leaf, layers, output_axis):
         name = path.rpartition("/")[0] or path
         raise ValueError(
             f"{path!r} of shape {shape} may be a convolution, an attention's kernel or stacked layers: say what its "
-            f"axes are, as kinds={{{name!r}: {example}}} (each of {', '.join(ROLES)})"
+            f"axes are, as kinds={{{name!r}: {example}}} (each of {', '.join(ROLES)}), or leave it out (FIRE's "
+            "where=, norms= of DASH)"
         )
     roles = (*("spatial",) * (len(shape) - 2), "in", "out")
     return roles if output_axis == -1 else ("out", "in", *roles[:-2])

@@ -21,6 +21,9 @@ class L2InitState(NamedTuple):
 def l2_init(strength: chex.Numeric) -> optax.GradientTransformation:
     """Adds 2·c·(θ - θ₀) to the gradient: that of the loss + c·‖θ - θ₀‖² (Kumar et al. 2023).
 
+    This is the paper's formula, on all parameters. The authors' program has (c/2)·‖θ - θ₀‖² and leaves normalisation
+    layers out: c here is 2c there.
+
     Put it before the optimiser, `optax.chain(l2_init(1e-3), optax.adam(1e-3))`: coupled, as in the paper. θ₀ are the
     parameters that `init` sees, copied, so that a step may donate the parameters' memory.
 

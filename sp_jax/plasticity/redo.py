@@ -40,8 +40,10 @@ def redo(
     """Draws the units with s_i <= τ anew: fresh incoming weights, bias and outgoing weights zero (Sokar et al. 2023).
 
     With τ = 0 only dead units go, and unless a norm mixes units the network's function does not change on the batch. A
-    layer that is zero throughout goes as a whole. Reset the optimiser's moments with
-    `sp_jax.reset_changed`.
+    layer that is zero throughout goes as a whole. Reset the optimiser's moments with `sp_jax.reset_changed`. The
+    authors' program keeps those of the biases (`sp_jax.plasticity.units.without_biases`) and Adam's step count, so that
+    the first steps of a unit's new weights are up to 6.6 learning rates long; `sp_jax.optimizer_state` says why, and
+    has an Adam without that.
 
     Args:
       params: pytree of arrays, nested dictionaries.
