@@ -55,8 +55,8 @@ def _tell_of_small_batches(phases):
     if small:
         left, num_visible, size = small[0]
         logger.warning(
-            "of %s samples in batches of %d the last has %d, which counts as much as a whole one in BatchNorm's running "
-            "statistics (as in the authors' program); another --batch_size, or --statistics=recalibrate, avoids that",
+            "of %s samples in batches of %d the last batch has %d, and it counts as much as a whole one in BatchNorm's "
+            "running statistics (as in the authors' program); choose another --batch_size to avoid that",
             f"{num_visible:,}", size, left,
         )  # fmt: skip
 

@@ -170,7 +170,7 @@ def fit_rounds(
         where = _where_trained(engine, inputs)
     restart = _restart(restart, model, setting, where, **how)
     heal = _restart("random_init", model, setting, None) if if_diverged == "random_init" else None
-    fit = Fit(model, evaluation_state(since.state) if since else None, since.history if since else (), grown)
+    fit = Fit(model, since.state if since else None, since.history if since else (), grown)
     placed = engine.place(lanes)
     for num_visible in arrivals:
         warn_of_majority(labels, num_visible, setting.convergence)

@@ -1,5 +1,7 @@
 """BatchNorm statistics of parameters that did not gather them: recalibration on data (Section 4, Figure 6)."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,8 @@ def recalibrate(
     if not any(picked):
         return batch_stats
 
+    statistics = [leaf for p, leaf in zip(picked, leaves, strict=True) if p]
+
     def updated(values, x, mask):
         """The picked statistics after a batch, from these values of theirs."""
         left = iter(values)
@@ -47,29 +51,37 @@ def recalibrate(
         new = jax.tree.leaves(model.apply(params, structure.unflatten(start), x, mask, True)[1])
         return [value for p, value in zip(picked, new, strict=True) if p]
 
-    def of_batch(x, mask):
+    def of_batch(chosen, x, mask):
         """Each statistic of the batch itself, and the two values of the update that it was found by."""
-        low, high = (updated([jnp.full_like(s, value) for s in statistics], x, mask) for value in (0, LARGE))
+        low, high = (
+            updated([jnp.where(c, value, s) for c, s in zip(chosen, statistics, strict=True)], x, mask)
+            for value in (0, LARGE)
+        )
         return [z / (1 - (o - z) / LARGE) for z, o in zip(low, high, strict=True)], low, high
+
+    def are_running(chosen):
+        """Which of the statistics are running means, tried together on the first batch; [S] booleans."""
+        x, mask = inputs[0], masks[0]
+        own, low, high = of_batch(chosen, x, mask)
+        of_one, again = (
+            updated([jnp.where(c, value, s) for c, value, s in zip(chosen, values, statistics, strict=True)], x, mask)
+            for values in ([1.0] * len(statistics), own)
+        )
+        return jnp.stack([_is_running_mean(*each) for each in zip(own, low, high, of_one, again, strict=True)])
 
     def one_batch(total, batch):
         x, mask = batch
-        weight, (own, _, _) = jnp.sum(mask), of_batch(x, mask)
+        weight, (own, _, _) = jnp.sum(mask), of_batch(running, x, mask)
         return [t + jnp.where(weight > 0, weight * s, 0) for t, s in zip(total, own, strict=True)], weight
 
-    statistics = [leaf for p, leaf in zip(picked, leaves, strict=True) if p]
+    every = jnp.ones(len(statistics), bool)
+    together = are_running(every)
+    # One that is no running mean may spoil the others, so then each is tried alone.
+    alone = functools.partial(jax.lax.map, lambda i: are_running(jnp.arange(len(statistics)) == i)[i])
+    running = jax.lax.cond(jnp.all(together), lambda: together, lambda: alone(jnp.arange(len(statistics))))
     total, weights = jax.lax.scan(one_batch, [jnp.zeros_like(s) for s in statistics], (inputs, masks))
     means = [t / jnp.sum(weights) for t in total]
-
-    first = inputs[0], masks[0]
-    own, low, high = of_batch(*first)
-    of_one = updated([jnp.ones_like(s) for s in statistics], *first)
-    again = updated(own, *first)
-    found = [
-        jnp.where(_is_running_mean(*values), mean, old)
-        for *values, mean, old in zip(own, low, high, of_one, again, means, statistics, strict=True)
-    ]
-    left = iter(found)
+    left = iter([jnp.where(r, mean, s).astype(s.dtype) for r, mean, s in zip(running, means, statistics, strict=True)])
     return structure.unflatten([next(left) if p else leaf for p, leaf in zip(picked, leaves, strict=True)])
 
 

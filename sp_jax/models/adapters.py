@@ -131,32 +131,36 @@ def from_module(
     modes = find_modes(name, known, module, switch)
     masked = {"name": mask if mask is None or mask in known else _no_argument(name, mask)}
 
-    def arguments(mask, train):
-        return modes.arguments(train) | ({masked["name"]: mask} if masked["name"] else {})
+    def arguments(mask, train, inputs):
+        if not masked["name"]:
+            return modes.arguments(train)
+        if mask is None and known[masked["name"]].default is inspect.Parameter.empty:
+            mask = jnp.ones(len(inputs), bool)
+        return modes.arguments(train) | {masked["name"]: mask}
 
     def at(train):
         return module.clone(**found) if (found := modes.attributes(train)) else module
 
     def init(key):
-        variables = at(False).init(key, example, **arguments(jnp.ones(1, bool), False))
+        variables = at(False).init(key, example, **arguments(jnp.ones(1, bool), False, example))
         return variables.get("params", {}), variables.get("batch_stats", {})
 
     def call(params, batch_stats, inputs, mask, train):
         inputs = inputs if masked["name"] or not train else without_padding(inputs, mask)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, updated = at(train).apply(variables, inputs, mutable=["batch_stats"], **arguments(mask, train))
+        logits, updated = at(train).apply(variables, inputs, mutable=["batch_stats"], **arguments(mask, train, inputs))
         return logits, updated.get("batch_stats", {})
 
     def apply(params, batch_stats, inputs, mask=None, train=False):
         if train and jax.tree.leaves(batch_stats):
             return call(params, batch_stats, inputs, mask, True)
         variables = {"params": params, "batch_stats": batch_stats}
-        return at(train).apply(variables, inputs, **arguments(mask, train)), batch_stats
+        return at(train).apply(variables, inputs, **arguments(mask, train, inputs)), batch_stats
 
     def activations(params, batch_stats, inputs, mask=None, train=False):
         variables = {"params": params, "batch_stats": batch_stats}
         collections = ["intermediates", "batch_stats"]
-        _, found = at(train).apply(variables, inputs, mutable=collections, **arguments(mask, train))
+        _, found = at(train).apply(variables, inputs, mutable=collections, **arguments(mask, train, inputs))
         leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
         names = [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in leaves]
         return {name.removesuffix("_units"): x for name, (_, x) in zip(names, leaves, strict=True)}

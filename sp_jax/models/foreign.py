@@ -71,7 +71,7 @@ def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] 
     zeros = jnp.zeros((1, *example.shape[1:]), example.dtype)
 
     def init(key):
-        drawn = network.init(key, zeros, **modes.arguments(False))
+        drawn = network.init(key, zeros, **modes.arguments(True))  # statistics begin where they are first updated
         return drawn if stateful else (drawn, {})
 
     def call(params, batch_stats, inputs, mask=None, train=False):
@@ -84,6 +84,12 @@ def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] 
         logits, updated = call(params, batch_stats, inputs, mask, train)
         return logits, updated if train else batch_stats
 
+    try:
+        jax.eval_shape(lambda key, x: call(*init(key), x), jax.random.key(0), zeros)
+    except ValueError as error:
+        if "No value for" in str(error):
+            raise UnknownSwitchError("the Haiku network never begins its statistics, as it never trains") from error
+        raise
     check_switch("the Haiku network", init, call, jax.ShapeDtypeStruct(zeros.shape, zeros.dtype))
     return Model(init, apply)
 
