@@ -37,9 +37,12 @@ class Model(NamedTuple):
     # [B, ..., units] for the incoming path of each of the `links`: `sp_jax.plasticity.Link`, or such tuples.
     activations: Callable[..., dict[str, chex.Array]] | None = None
     links: tuple = ()
-    layouts: Mapping[str, Mapping[int, Any]] | None = (
-        None  # of axes, for growing: see `sp_jax.layouts`; None is unknown
-    )
+    # Of axes, for growing: see `sp_jax.layouts`; None is unknown.
+    layouts: Mapping[str, Mapping[int, Any]] | None = None
+
+    def __hash__(self):
+        """Of its two functions: a model is a static argument, and layouts are dictionaries."""
+        return hash((self.init, self.apply))
 
 
 class Batches(NamedTuple):
