@@ -21,6 +21,9 @@ DOCS = pathlib.Path(__file__).parent / "docs"
 MORE = (
     "types",
     "optimizer_state",
+    "recalibration",
+    "divergence",
+    "evaluation_weights",
     "plasticity.methods",
     "plasticity.kinds",
     "data.arrival",

@@ -30,8 +30,12 @@ ORDER = [
     "data",
     "models",
     "penalties",
+    "recalibration",
     "restarts",
     "training",
+    "frozen",
+    "divergence",
+    "evaluation_weights",
     "diagnostics",
     "files",
     "checkpoint",
@@ -41,6 +45,7 @@ ORDER = [
     "side_by_side",
     "streaming",
     "sweeps",
+    "preparing",
     "fitting",
 ]
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.filters import is_changeable, path_name
 from sp_jax.types import Model
 
 APART = 1e-2  # of the logits' size: a sample alone may differ so much from itself in a batch by rounding (bfloat16)
@@ -57,7 +56,7 @@ def check_independent(model: Model, inputs: chex.Array) -> None:
         leaves, structure = jax.tree.flatten(params)
         moved = [
             x + 0.1 * jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x)).astype(x.dtype)
-            if is_changeable(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating) and hasattr(x, "dtype")
+            if jnp.issubdtype(jnp.result_type(x), jnp.floating)
             else x
             for i, x in enumerate(leaves)
         ]
@@ -95,7 +94,7 @@ def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str,
 
     jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
     return {
-        path_name(path): out is not into
+        _name(path): out is not into
         for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
     }
 
@@ -125,7 +124,7 @@ def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDt
     """
     params, batch_stats = jax.eval_shape(init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(batch_stats)
-    running = {path_name(path) for path, leaf in leaves if is_changeable(leaf)}
+    running = {_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
     def moved(train):
         mask = jax.ShapeDtypeStruct(example.shape[:1], bool)
@@ -157,3 +156,8 @@ def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
         batch_stats, params, example, jnp.ones(2, bool),
     )  # fmt: skip
     return {path for path, is_new in changed.items() if not is_new}
+
+
+def _name(path):
+    """As `sp_jax.filters.path_name`, of trees of dictionaries: models know no filters."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
