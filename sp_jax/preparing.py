@@ -96,6 +96,10 @@ def _check_step(trainer: Trainer, inputs):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "fast" in reason:
             reason = "optax.lookahead trains optax.LookaheadParams in place of the parameters; leave lookahead out"
+        if "grad requires real" in reason:
+            raise ValueError(
+                "the network has integer parameters, which cannot be trained: make them constants"
+            ) from error
         raise ValueError(f"the optimiser does not run on this network: {reason}") from error
     if keepers(state.opt_state) and jax.tree.leaves(state.batch_stats):
         warnings.warn(

@@ -206,6 +206,28 @@ def test_a_switch_that_is_named_is_turned(network, switch, path):
     assert np.isfinite(again.predict(X[:5])).all()
 
 
+def test_a_boolean_that_adds_a_layer_is_no_switch():
+    class Optional(nn.Module):
+        norm: bool = False
+
+        @nn.compact
+        def __call__(self, x, wide=False):
+            x = nn.BatchNorm(True)(x) if self.norm else x
+            return nn.Dense(3)(nn.Dense(9, name="more")(x) if wide else x)
+
+    models.as_model(Optional(), X)
+
+
+def test_integer_parameters_are_refused_in_one_line():
+    class Counts(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(x) * self.param("times", lambda key: jnp.int32(2))
+
+    with pytest.raises(ValueError, match="the network has integer parameters, which cannot be trained"):
+        fit(Counts())
+
+
 def test_a_switch_must_be_there_and_be_a_boolean():
     with pytest.raises(ValueError, match="Net has neither an argument nor an attribute 'test'; its arguments are: x"):
         models.as_model(Net(), X, switch={"test": False})

@@ -252,7 +252,9 @@ def _run_turned(module, flag, known, init, arguments, example):
 
     def run(key):
         params, batch_stats = init(key)
-        return turned.apply({"params": params, "batch_stats": batch_stats}, example, mutable=True, **arguments)
+        return turned.apply(
+            {"params": params, "batch_stats": batch_stats}, example, mutable=["batch_stats"], **arguments
+        )
 
     jax.eval_shape(run, jax.random.key(0))
 

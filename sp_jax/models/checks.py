@@ -94,8 +94,7 @@ def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str,
 
     jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
     return {
-        _name(path): out is not into
-        for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
+        _name(path): out is not into for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
     }
 
 
