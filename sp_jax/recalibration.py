@@ -35,6 +35,7 @@ def recalibrate(
     Raises:
       AssertionError: `masks` is not [K, B] for `inputs` of [K, B, ...].
     """
+    inputs, masks = jnp.asarray(inputs), jnp.asarray(masks)
     chex.assert_equal_shape_prefix([inputs, masks], 2)
     chex.assert_rank(masks, 2)
     leaves, structure = jax.tree.flatten(batch_stats)
