@@ -198,7 +198,7 @@ def write(
         "num_samples": len(engine.data.labels),
     }
     for i, row in enumerate(rows):
-        if row in new and row["stop_reason"] != "nan":  # a network that is not finite is of no use
+        if row in new and row.get("stop_reason") != "nan":  # a network that is not finite is of no use
             path = folder / FOLDER / member.name / f"seed_{row['seed']}_round_{row['round']}{SUFFIX}"
             params, batch_stats = jax.tree.map(lambda x, i=i: x[i], (state.params, state.batch_stats))
             kept = {name: value for name, value in row.items() if name not in UNTIMED}
