@@ -136,8 +136,8 @@ def warn_of_majority(labels, num_visible: int, rule: Convergence) -> None:
       num_visible: of them, those that have arrived.
       rule: when a round ends.
     """
-    share = float(np.bincount(np.asarray(labels[:num_visible])).max() / num_visible)
-    if not rule.fixed and share >= rule.train_accuracy and num_visible > np.bincount(labels[:num_visible]).max():
+    share = np.bincount(np.asarray(labels[:num_visible])).max() / num_visible
+    if not rule.fixed and rule.train_accuracy <= share < 1:
         warnings.warn(
             f"of the {num_visible:,} samples {share:.1%} are of one class: guessing it reaches train_accuracy="
             f"{float(rule.train_accuracy):g}, so a round may end before the others are learnt; set a higher "

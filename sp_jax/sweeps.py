@@ -266,14 +266,16 @@ def train_round(
     summary = engine.fetch(progress.replace(state=None), count)
     results = _results(phase.lanes.seed, round_, num_visible, summary, evaluation, seconds())
     if any(result.stop_reason == "nan" for result in results):
-        results = _explained(results, engine, lanes, begin().state, progress.state)
+        results = _explained(results, engine, lanes, begin, progress.state)
     return progress.state, results, engine.fetch(measures, count)
 
 
-def _explained(results, engine, lanes, before, after):
+def _explained(results, engine, lanes, begin, after):
     """Says of lanes that diverged what was not finite first; they have no accuracy."""
-    look = engine.measure(engine.first_lost_sample, lanes, before, np.int32(results[0].num_train))
-    counts, samples = engine.fetch(look, len(results))
+    counts = samples = np.zeros(len(results), int)
+    if any(result.stop_reason == "nan" and result.epochs for result in results):  # the others were lost before
+        look = engine.measure(engine.first_lost_sample, lanes, begin().state, np.int32(results[0].num_train))
+        counts, samples = engine.fetch(look, len(results))
     states, explained = engine.fetch(after, len(results)), []
     for i, result in enumerate(results):
         if result.stop_reason == "nan":

@@ -121,15 +121,11 @@ def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDt
     Raises:
       UnknownSwitchError: they never follow, or follow in evaluation.
     """
-    params, batch_stats = jax.eval_shape(init, jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(batch_stats)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0))[1])
     running = {_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
     def moved(train):
-        mask = jax.ShapeDtypeStruct(example.shape[:1], bool)
-        found = changed_leaves(
-            lambda stats, params, x, mask: call(params, stats, x, mask, train)[1], batch_stats, params, example, mask
-        )
+        found = _changed_statistics(init, call, example, train)
         return sorted(path for path in running if found[path])
 
     if running and not moved(True):
@@ -148,13 +144,18 @@ def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
     Returns:
       Paths as `sp_jax.filters` names them.
     """
-    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
     example = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
-    changed = changed_leaves(
-        lambda stats, params, x, mask: model.apply(params, stats, x, mask, True)[1],
-        batch_stats, params, example, jnp.ones(2, bool),
-    )  # fmt: skip
+    changed = _changed_statistics(model.init, model.apply, example, True)
     return {path for path, is_new in changed.items() if not is_new}
+
+
+def _changed_statistics(init, call, example, train):
+    """Returns of each statistic's path whether a call computes it anew; nothing is run."""
+    params, batch_stats = jax.eval_shape(init, jax.random.key(0))
+    mask = jax.ShapeDtypeStruct(example.shape[:1], bool)
+    return changed_leaves(
+        lambda stats, params, x, mask: call(params, stats, x, mask, train)[1], batch_stats, params, example, mask
+    )
 
 
 def _name(path):
