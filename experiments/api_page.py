@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import sp_jax
-from experiments import cli, registry
-from sp_jax.files import write_whole
+from experiments.config import app
+from experiments.specs import registry
+from sp_jax.storage.atomic import write_whole
 
 DOCS = pathlib.Path(__file__).parent / "docs"
 MORE = (
@@ -266,7 +267,7 @@ def _items(text, *, named):
 
 def main(argv: Sequence[str]) -> None:
     """Writes both pages."""
-    with cli.one_line_errors(argv):
+    with app.one_line_errors(argv):
         DOCS.mkdir(exist_ok=True)
         for name, text in (("api.md", api()), ("paper.md", paper())):
             write_whole(DOCS / name, text)
@@ -274,4 +275,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    app.start(main)

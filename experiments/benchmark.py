@@ -18,14 +18,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, contenders, floor, grid, options
-from experiments.contenders import Contender
-from experiments.settings import Settings, UsageError, check_choice, parse_list, parse_sizes
+from experiments.benchmarks import roofline, workers
+from experiments.benchmarks.workers import Contender
+from experiments.config import app, setting_flags, sweep
+from experiments.config.settings import Settings, UsageError, check_choice, parse_list, parse_sizes
 from sp_jax.data import DataError, arrival
 from sp_jax.types import Dataset
 
-flags.adopt_module_key_flags(cli)
-flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(app)
+flags.adopt_module_key_flags(setting_flags)
 
 
 class Case(NamedTuple):
@@ -51,13 +52,13 @@ _AGAINST = flags.DEFINE_string("against", "dataloader,tuned", "PyTorch loops to 
 _LANES = flags.DEFINE_string("lanes", None, "Lanes of the engine, with commas.")
 _CORES = flags.DEFINE_string("cores", None, "CPU devices of the engine, with commas.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each, in turn; their median counts.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", contenders.SECONDS, "About how long a measurement takes.", lower_bound=0.01)
+_SECONDS = flags.DEFINE_float("seconds", workers.SECONDS, "About how long a measurement takes.", lower_bound=0.01)
 
 
 def samples(name: str) -> Dataset:
     """The data set, or random pixels of CIFAR-10's shape where it cannot be had."""
     try:
-        found = options.dataset(name)
+        found = setting_flags.dataset(name)
     except DataError:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
@@ -103,8 +104,8 @@ def run(case: str, settings: Settings, repeats: int, seconds: float) -> list[str
     print(f"measuring {CASES[case].what} …", file=sys.stderr, flush=True)
     running = []
     try:
-        running += [contenders.Running(one, data) for one in who]
-        found = contenders.measure(running, data, repeats, seconds)
+        running += [workers.Running(one, data) for one in who]
+        found = workers.measure(running, data, repeats, seconds)
         facts = [each.ask("facts") for each in running]
     except RuntimeError as error:
         hint = "; pip install '.[benchmark]'" if "No module named 'torch'" in str(error) else ""
@@ -142,17 +143,17 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measures each case and prints one table."""
-    with cli.one_line_errors(argv):
+    with app.one_line_errors(argv):
         cases = parse_list("--case", _CASE.value)
         for case in cases:
             check_choice("--case", case, tuple(CASES))
-        chosen = {case: grid.resolve(CASES[case].preset, options.settings()).variants for case in cases}
+        chosen = {case: sweep.resolve(CASES[case].preset, setting_flags.settings()).variants for case in cases}
         if any(len(variants) > 1 for variants in chosen.values()):
             raise UsageError("the benchmark measures one setting of a case at a time; give one value to each flag")
         rows = []
         for case, (settings,) in chosen.items():
             rows += run(case, settings, _REPEATS.value, _SECONDS.value)
-        machine = floor.rates()
+        machine = roofline.rates()
         print(
             f"{jax.local_device_count()} x {jax.devices()[0].device_kind}: {machine.operations / 1e9:,.0f} GFLOP/s "
             f"(float32 products), {machine.bandwidth / 1e9:,.1f} GB/s; median of {_REPEATS.value}, in turn\n"
@@ -161,4 +162,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    app.start(main)

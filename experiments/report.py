@@ -11,13 +11,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import claims, cli, comparison, page, plotting, registry, results, summary, verdicts, workdir
-from experiments.grid import Grid, resolve, several
-from experiments.plotting import style
-from experiments.settings import FIELDS, UsageError
-from sp_jax.files import write_whole
+from experiments.config import app
+from experiments.config.settings import FIELDS, UsageError
+from experiments.config.sweep import Grid, resolve, several
+from experiments.records import results, run_folder
+from experiments.reporting import claims, comparison, html, plotting, summary, verdicts
+from experiments.reporting.plotting import style
+from experiments.specs import registry
+from sp_jax.storage.atomic import write_whole
 
-flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(app)
 
 NO_SETTING = (*results.MEASURED, *summary.LANE)  # columns that may be named as a setting is
 
@@ -34,7 +37,7 @@ def write(folder: pathlib.Path) -> str:
     Raises:
       UsageError: the folder holds no run, or a damaged one.
     """
-    config = workdir.read_config(folder)
+    config = run_folder.read_config(folder)
     experiment, grid = registry.get(config["experiment"]), Grid.from_json(config)
     rows = results.read(folder / "results.csv")
     if not rows:
@@ -43,7 +46,7 @@ def write(folder: pathlib.Path) -> str:
     figures = _figures(experiment, grid, rows, curves, _planned(config, grid, rows), folder / "figures")
     text = _report(config, grid, rows, curves, figures)
     pictures = {f"figures/{path.name}": path for path, _ in figures}
-    write_whole(folder / "report.html", page.render(text, experiment.name, pictures))
+    write_whole(folder / "report.html", html.render(text, experiment.name, pictures))
     write_whole(folder / "report.md", text)  # the last: it says that all is written
     return summary.table(rows, _planned(config, grid, rows))
 
@@ -119,7 +122,7 @@ def overview(folders: Sequence[pathlib.Path]) -> str:
     """
     tested, compared, numbers = [], [], [("run", *comparison.HEADER, "setting")]
     for folder in folders:
-        config = workdir.read_config(folder)
+        config = run_folder.read_config(folder)
         experiment, grid = registry.get(config["experiment"]), Grid.from_json(config)
         rows, curves = results.read(folder / "results.csv"), results.read_curves(folder / "curves.csv")
         planned, whole = _planned(config, grid, rows), _is_whole(experiment, grid)
@@ -228,20 +231,20 @@ def _missing(config, grid, rows):
 
 def main(argv: Sequence[str]) -> None:
     """Reports on a run, or on each experiment below a folder."""
-    with cli.one_line_errors(argv):
-        if not cli.WORKDIR.value:
+    with app.one_line_errors(argv):
+        if not app.WORKDIR.value:
             raise UsageError("--workdir is missing: name a folder that experiments.run has written to")
-        base = workdir.expand(cli.WORKDIR.value)
-        several = workdir.subfolders(base)
+        base = run_folder.expand(app.WORKDIR.value)
+        several = run_folder.subfolders(base)
         for folder in several or [base]:
             print(f"{write(folder)}\n\n{paths(folder)}")
         if len(several) > 1:
             text = overview(several)
             print(next(line for line in text.splitlines() if "numbers that the paper prints" in line))
-            write_whole(base / "summary.html", page.render(text, "All runs"))
+            write_whole(base / "summary.html", html.render(text, "All runs"))
             write_whole(base / "summary.md", text)
             print(base / "summary.md")
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    app.start(main)

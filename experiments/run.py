@@ -18,29 +18,19 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import (
-    build,
-    check,
-    cli,
-    forecast,
-    hosts,
-    listing,
-    options,
-    progress,
-    repeats,
-    report,
-    settings,
-    stop,
-    watch,
-    workdir,
-)
-from experiments.settings import UsageError
-from sp_jax import checkpoint, data, sweeps
-from sp_jax.checkpoint import Store
+from experiments import report
+from experiments.config import app, setting_flags, settings
+from experiments.config.settings import UsageError
+from experiments.records import provenance, run_folder
+from experiments.reporting import listing
+from experiments.running import builder, dry_run, multihost, progress, recorder, signals, validation
+from sp_jax import data, sweeps
+from sp_jax.storage import checkpoints
+from sp_jax.storage.checkpoints import Store
 
-flags.adopt_module_key_flags(cli)
-flags.adopt_module_key_flags(hosts)
-flags.adopt_module_key_flags(options)
+flags.adopt_module_key_flags(app)
+flags.adopt_module_key_flags(multihost)
+flags.adopt_module_key_flags(setting_flags)
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; see --list.")
 _LIST = flags.DEFINE_bool("list", False, "Print the experiments and what they cost, and exit.")
 _PRESET = flags.DEFINE_string(
@@ -62,7 +52,7 @@ _RESUME = flags.DEFINE_bool(
 )
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds",
-    checkpoint.SECONDS,
+    checkpoints.SECONDS,
     "Between checkpoints in the middle of a round; one follows each round.",
     lower_bound=0,
 )
@@ -73,7 +63,9 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each
 _STREAM = flags.DEFINE_bool("stream", None, "Keep the data on the host and stream batches; same results.")
 
 
-def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequence[int], stopping: stop.Stop) -> None:
+def train(
+    job: run_folder.Job, groups: Sequence[sweeps.Group], side_by_side: Sequence[int], stopping: signals.Stop
+) -> None:
     """Runs one experiment to its end, writing rows as rounds end, then its figures and report.
 
     Raises:
@@ -81,9 +73,9 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
     """
     members = {m.name: m for m in job.grid.members()}
     visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    watcher = watch.Watcher(job, groups, _board())
-    store = Store(job.folder / "checkpoints", write=hosts.first(), every=_CHECKPOINT_SECONDS.value)
-    if not hosts.first():
+    watcher = recorder.Recorder(job, groups, _board())
+    store = Store(job.folder / "checkpoints", write=multihost.first(), every=_CHECKPOINT_SECONDS.value)
+    if not multihost.first():
         for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):
             pass
         return
@@ -94,7 +86,7 @@ def train(job: workdir.Job, groups: Sequence[sweeps.Group], side_by_side: Sequen
         return
     datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
     per_lane = _DEVICES_PER_LANE.value
-    repeats.say(workdir.write_config(job, visible, datasets, side_by_side, per_lane), store)
+    provenance.say(run_folder.write_config(job, visible, datasets, side_by_side, per_lane), store)
     watcher.open(store.note().get("watch", {}))
     with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
         for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
@@ -108,45 +100,45 @@ def _board():
     if not _TENSORBOARD.value:
         return None
     try:
-        from experiments import events
+        from experiments.records import tensorboard
     except ImportError:
         raise UsageError("--tensorboard needs a library that is missing: pip install tensorboard") from None
-    return events.Board
+    return tensorboard.Board
 
 
 def main(argv: Sequence[str]) -> None:
     """Plans and checks everything first, then trains."""
-    with cli.one_line_errors(argv):
+    with app.one_line_errors(argv):
         if _LIST.value:
             print(listing.table(), end="")
             return
         if _PRESET.value is not None:
             settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
-        hosts.check(cli.WORKDIR.value)
-        if _DRY_RUN.value and hosts.several():
+        multihost.check(app.WORKDIR.value)
+        if _DRY_RUN.value and multihost.several():
             raise UsageError("--dry_run measures this host alone; leave out --coordinator")
         _board()
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
-        jobs = workdir.plan(names, _PRESET.value, options.settings(), cli.WORKDIR.value, _RESUME.value)
-        hosts.join(workdir.expand(cli.WORKDIR.value or ""))  # now all have read what the folder holds
-        cli.check_devices()
+        jobs = run_folder.plan(names, _PRESET.value, setting_flags.settings(), app.WORKDIR.value, _RESUME.value)
+        multihost.join(run_folder.expand(app.WORKDIR.value or ""))  # now all have read what the folder holds
+        app.check_devices()
         base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
-        stopping = stop.Stop()
+        stopping = signals.Stop()
         try:
             _train_all(jobs, base, stopping)
-            hosts.wait("the first has written all")
+            multihost.wait("the first has written all")
         except Exception as error:
-            hosts.await_verdict(error)
+            multihost.await_verdict(error)
             raise
         except KeyboardInterrupt as end:
             if _DRY_RUN.value:
                 sys.exit(128 + signal.SIGINT)
-            stopped, how = "stopped", stop.command(base, [job.experiment.name for job in jobs])
+            stopped, how = "stopped", signals.command(base, [job.experiment.name for job in jobs])
             if isinstance(end, sweeps.Stopped):
                 stopped += "" if stopping.signal else ", as another host was"
-                hosts.wait("the first has saved all")
+                multihost.wait("the first has saved all")
             print(f"{stopped}; go on with: {how}", file=sys.stderr)
-            hosts.leave(128 + (stopping.signal or signal.SIGINT))
+            multihost.leave(128 + (stopping.signal or signal.SIGINT))
 
 
 def _train_all(jobs, base, stopping):
@@ -154,7 +146,7 @@ def _train_all(jobs, base, stopping):
 
     def dataset(name):
         if name not in loaded:
-            loaded[name] = options.dataset(name)
+            loaded[name] = setting_flags.dataset(name)
         return loaded[name]
 
     def num_train(name):
@@ -164,25 +156,25 @@ def _train_all(jobs, base, stopping):
         {m: job.experiment.schedule(m.settings, m.cell, num_train)[: m.settings.rounds] for m in job.grid.members()}
         for job in jobs
     ]
-    check.plans(plans, dataset, _DEVICES_PER_LANE.value)
+    validation.plans(plans, dataset, _DEVICES_PER_LANE.value)
     if _DRY_RUN.value:
         for job, plan in zip(jobs, plans, strict=True):
             groups, _ = _groups(job, loaded, plan)
             done = sweeps.finished_rounds(groups, Store(job.folder / "checkpoints", write=False))
-            print(forecast.text(job, plan, groups, done), flush=True)
+            print(dry_run.text(job, plan, groups, done), flush=True)
         return
-    with workdir.lock(base, _RESUME.value) if hosts.first() else contextlib.nullcontext(), stopping:
+    with run_folder.lock(base, _RESUME.value) if multihost.first() else contextlib.nullcontext(), stopping:
         for job, plan in zip(jobs, plans, strict=True):
             train(job, *_groups(job, loaded, plan), stopping)
 
 
 def _groups(job, datasets, plan):
     """The groups of a job, and how many lanes each of its engines trains at once: as asked, or as when it began."""
-    asked = itertools.repeat(_SIDE_BY_SIDE.value) if _SIDE_BY_SIDE.value else workdir.side_by_side(job.folder)
+    asked = itertools.repeat(_SIDE_BY_SIDE.value) if _SIDE_BY_SIDE.value else run_folder.side_by_side(job.folder)
     options = {"devices_per_lane": _DEVICES_PER_LANE.value, "stream": _STREAM.value, "side_by_side": asked}
-    builder = build.Builder(datasets, plan, **options)
-    return [builder.group(member, phases) for member, phases in plan.items()], builder.side_by_side
+    made = builder.Builder(datasets, plan, **options)
+    return [made.group(member, phases) for member, phases in plan.items()], made.side_by_side
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    app.start(main)

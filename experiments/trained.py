@@ -25,14 +25,18 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import build, cli, results, summary, workdir
-from experiments.grid import Member
-from experiments.results import Row
-from experiments.settings import Settings, UsageError, check_choice
-from sp_jax import data, networks, sweeps, training
+from experiments.config import app
+from experiments.config.settings import Settings, UsageError, check_choice
+from experiments.config.sweep import Trial
+from experiments.records import results, run_folder
+from experiments.records.results import Row
+from experiments.reporting import summary
+from experiments.running import builder
+from sp_jax import data, sweeps, training
+from sp_jax.storage import networks
 from sp_jax.types import Dataset, Evaluation, Model, TrainState
 
-flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(app)
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Measure each network again (its data set must be there).")
 
 FOLDER, SUFFIX = "networks", ".safetensors"
@@ -120,7 +124,7 @@ def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
       UsageError: there is no such folder, no network in it, or an unknown column.
       CheckpointError: a file is damaged.
     """
-    folder = workdir.expand(str(folder))
+    folder = run_folder.expand(str(folder))
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}: name one that experiments.run has written to")
     paths = sorted(folder.rglob(f"*{SUFFIX}"))
@@ -174,7 +178,7 @@ def which(keep: str, groups: Sequence[sweeps.Group]) -> str:
 
 
 def write(
-    folder: pathlib.Path, member: Member, finished: sweeps.Finished, rows: Sequence[Row], new: Sequence[Row]
+    folder: pathlib.Path, member: Trial, finished: sweeps.Finished, rows: Sequence[Row], new: Sequence[Row]
 ) -> None:
     """Keeps the networks of a group that has finished a round, a file for each lane that has not diverged.
 
@@ -212,7 +216,7 @@ _measure = jax.jit(training.evaluate, static_argnums=0)
 def _model(settings, shape, dtype, num_classes):
     """The same object for the same settings, so that what is compiled with it is compiled once."""
     inputs = jax.ShapeDtypeStruct((1, *shape), dtype)
-    return build.model(settings, Dataset(inputs, None, num_classes, settings.dataset))
+    return builder.model(settings, Dataset(inputs, None, num_classes, settings.dataset))
 
 
 def _bytes(phase):
@@ -263,10 +267,10 @@ def _table(found, evaluate):
 
 def main(argv: Sequence[str]) -> None:
     """Lists the networks of a run, and measures them again."""
-    with cli.one_line_errors(argv):
-        if not cli.WORKDIR.value:
+    with app.one_line_errors(argv):
+        if not app.WORKDIR.value:
             raise UsageError("--workdir is missing: name a folder that experiments.run has written to")
-        lines = _table(select(cli.WORKDIR.value), _EVALUATE.value)
+        lines = _table(select(app.WORKDIR.value), _EVALUATE.value)
         print(summary.markdown(lines))
         if _EVALUATE.value:
             i = lines[0].index("again")
@@ -275,4 +279,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    app.start(main)

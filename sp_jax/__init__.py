@@ -9,30 +9,16 @@ The trick, on any parameter pytree:
 Array([0.605, 0.605], dtype=float32)
 """
 
-from sp_jax import (
-    data,
-    diagnostics,
-    filters,
-    fitting,
-    growth,
-    models,
-    networks,
-    penalties,
-    periodic,
-    plasticity,
-    restarts,
-    streaming,
-    sweeps,
-    training,
-    transforms,
-)
-from sp_jax.filters import biases, embeddings, kernels, labels, layer, norms, path_matches
+from sp_jax import data, diagnostics, fitting, models, penalties, plasticity, restarts, sweeps, training, transforms
+from sp_jax.engine import streamed as streaming
 from sp_jax.fitting import fit_rounds, load_fit, save_fit, tune_restart
-from sp_jax.growth import grow, grown
-from sp_jax.optimizer_state import adam_per_entry, reset_changed, scale_by_adam_per_entry
-from sp_jax.periodic import is_due, periodic_restart, restart_at
 from sp_jax.restarts import make_restart, recalibrate
-from sp_jax.transforms import gaussian_like, perturb, shrink, shrink_perturb
+from sp_jax.storage import networks
+from sp_jax.transforms import filters, gaussian_like, growth, periodic, perturb, shrink, shrink_perturb
+from sp_jax.transforms.filters import biases, embeddings, kernels, labels, layer, norms, path_matches
+from sp_jax.transforms.growth import grow, grown
+from sp_jax.transforms.optimizer_state import adam_per_entry, reset_changed, scale_by_adam_per_entry
+from sp_jax.transforms.periodic import is_due, periodic_restart, restart_at
 from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, RoundResult, StopReason, TrainState
 
 __version__ = "0.1.0"

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.filters import is_changeable, path_name
 from sp_jax.penalties import cross_entropy
+from sp_jax.transforms.filters import is_changeable, path_name
 from sp_jax.types import Model, RoundResult, TrainState
 
 BATCH = 500  # samples at a time

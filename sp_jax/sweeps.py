@@ -16,15 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sp_jax import divergence, restarts
-from sp_jax.checkpoint import Store
 from sp_jax.engine import Engine, make_lanes
+from sp_jax.storage.checkpoints import Store
 from sp_jax.training import Lane
 from sp_jax.types import Progress, RoundResult, StopReason, TrainState
 
-__all__ = ["Engine", "Finished", "Group", "Phase", "Watch", "make_lanes", "rounds", "run", "train_round"]
+__all__ = ["Callbacks", "Engine", "Finished", "Group", "RoundPlan", "make_lanes", "rounds", "run", "train_round"]
 
 
-class Phase(NamedTuple):
+class RoundPlan(NamedTuple):
     """What a group does in one round."""
 
     engine: Engine  # a round may have another data set, batch size or optimiser than the one before
@@ -37,12 +37,12 @@ class Group(NamedTuple):
     """Lanes that run together: one setting, one lane for each seed."""
 
     name: str  # unique in a run; names the checkpoint
-    phases: tuple[Phase, ...]  # one for each round
+    phases: tuple[RoundPlan, ...]  # one for each round
 
 
 def rounds(
     engine: Engine, lanes: Lane, restart: restarts.Restart, arrivals: Sequence[int], *, restart_first: bool = False
-) -> tuple[Phase, ...]:
+) -> tuple[RoundPlan, ...]:
     """The phases of sequential rounds: samples arrive, restart, train until converged (Sections 2.1 and 2.2).
 
     Args:
@@ -57,7 +57,7 @@ def rounds(
       A phase for each round.
     """
     before = [restart if i or restart_first else restarts.no_restart for i in range(len(arrivals))]
-    return tuple(Phase(engine, lanes, *each) for each in zip(arrivals, before, strict=True))
+    return tuple(RoundPlan(engine, lanes, *each) for each in zip(arrivals, before, strict=True))
 
 
 class Finished(NamedTuple):
@@ -66,7 +66,7 @@ class Finished(NamedTuple):
     group: Group
     results: list[RoundResult]  # [L]
     owner: str  # the group that trained the round: this one, or one that was the same so far
-    measures: dict[str, np.ndarray]  # [L] each: what `Watch.measure` found
+    measures: dict[str, np.ndarray]  # [L] each: what `Callbacks.measure` found
     state: TrainState  # [L, ...] on the host, as the next round's restart finds it
 
     @property
@@ -76,15 +76,15 @@ class Finished(NamedTuple):
 
 
 class Stopped(KeyboardInterrupt):
-    """Training has stopped where it was asked to (`Watch.stop`); from what was saved it goes on to the same results."""
+    """Training has stopped where it was asked to (`Callbacks.stop`); it goes on to the same results."""
 
 
-class Watch(NamedTuple):
+class Callbacks(NamedTuple):
     """What is looked at while groups train; off the hot path where it is not asked for."""
 
     on_chunk: Callable[[Sequence[Group], int, Progress], None] | None = None  # of a pool, every few seconds; no state
     on_epoch: Callable[[Group, int, Lane, Progress], None] | None = None  # on the devices; slower, see `Engine.train`
-    measure: Callable[[Phase, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
+    measure: Callable[[RoundPlan, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
     stop: Callable[[], bool] | None = None  # asked after each chunk: whether to save now and raise `Stopped`
     note: Callable[[], dict] = dict  # plain JSON, saved beside the states
 
@@ -94,10 +94,10 @@ class Watch(NamedTuple):
         return bool(self.on_epoch or self.measure)
 
 
-NOTHING = Watch()
+NOTHING = Callbacks()
 
 
-def run(groups: Sequence[Group], *, store: Store | None = None, watch: Watch = NOTHING) -> Iterator[Finished]:
+def run(groups: Sequence[Group], *, store: Store | None = None, watch: Callbacks = NOTHING) -> Iterator[Finished]:
     """Trains all groups through all their rounds.
 
     All groups finish a round before the next one begins. Groups that have been the same so far share their rounds: the
@@ -137,7 +137,7 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Watch = N
             standing.end_round(round_, states)
 
 
-class Midway(NamedTuple):
+class PartialRound(NamedTuple):
     """A group in the middle of a round."""
 
     progress: Progress  # [L, ...] on the host
@@ -160,14 +160,14 @@ class _Standing:
             phases = {g.name: g.phases[part.note["round"] - 1] for g in groups if g.name in part.note["seconds"]}
             start = jax.vmap(Progress.start)
             found = store.load(part, {name: jax.eval_shape(start, _shapes(phase)) for name, phase in phases.items()})
-            self._midway = {name: Midway(each, part.note["seconds"][name]) for name, each in found.items()}
+            self._midway = {name: PartialRound(each, part.note["seconds"][name]) for name, each in found.items()}
 
     def midway(self, pool):
         """What the pool's groups have come to, as one; None where one of them has not begun."""
         found = [self._midway.get(group.name) for group in pool]
         if any(each is None for each in found):
             return None
-        return Midway(_stack([each.progress for each in found]), max(each.seconds for each in found))
+        return PartialRound(_stack([each.progress for each in found]), max(each.seconds for each in found))
 
     def chunk(self, round_, summary, split, whole):
         """After a chunk: saves where it is time or a stop is asked for.
@@ -176,13 +176,13 @@ class _Standing:
           round_: counted from 1.
           summary: the pool's progress without its state.
           split: gives each group's part of a tree of [L, ...].
-          whole: fetches the `Midway` of the pool.
+          whole: fetches the `PartialRound` of the pool.
         """
         self._summary = summary
         asked, due = _any_host(self._watch.stop is not None and self._watch.stop(), self._store and self._store.due())
         if self._store and (asked or due):
             progress, seconds = whole()
-            parts = self._midway | {name: Midway(each, seconds) for name, each in split(progress).items()}
+            parts = self._midway | {name: PartialRound(each, seconds) for name, each in split(progress).items()}
             note = {"round": round_, "seconds": {name: each.seconds for name, each in parts.items()}}
             trees = {name: each.progress for name, each in parts.items()}
             self._store.save(trees, note | {"watch": self._watch.note()}, midway=True)
@@ -192,7 +192,7 @@ class _Standing:
     def end_pool(self, split, states, seconds):
         """A pool has finished, others of the round perhaps not; `states` by group."""
         for name, summary in split(self._summary).items():
-            self._midway[name] = Midway(summary.replace(state=states[name]), seconds)
+            self._midway[name] = PartialRound(summary.replace(state=states[name]), seconds)
 
     def end_round(self, round_, states):
         """All have finished a round."""
@@ -219,13 +219,13 @@ def _pool(owners, first, round_, finished, watch):
 
 
 def train_round(
-    phase: Phase,
+    phase: RoundPlan,
     round_: int,
     lanes: Lane,
     state: TrainState | None,
     *,
-    midway: Midway | None = None,
-    on_chunk: Callable[[Progress, Callable[[], Midway]], None] | None = None,
+    midway: PartialRound | None = None,
+    on_chunk: Callable[[Progress, Callable[[], PartialRound]], None] | None = None,
     on_epoch: Callable | None = None,
     measure: Callable | None = None,
 ) -> tuple[TrainState, list[RoundResult], dict[str, np.ndarray]]:
@@ -239,7 +239,7 @@ def train_round(
       midway: where the round has been left; None begins it.
       on_chunk: see `Engine.train`; what it can fetch is where the round stands then.
       on_epoch: see `Engine.train`.
-      measure: see `Watch`.
+      measure: see `Callbacks`.
 
     Returns:
       The state after the round, on the devices; the results, [L]; the measures, [L] each.
@@ -252,7 +252,7 @@ def train_round(
         return time.monotonic() - start - (engine.compile_seconds - compiled)
 
     def on_lanes(progress, whole):
-        on_chunk(_part(progress, 0, count), lambda: Midway(_part(whole(), 0, count), seconds()))
+        on_chunk(_part(progress, 0, count), lambda: PartialRound(_part(whole(), 0, count), seconds()))
 
     def begin():
         return engine.begin(lanes, engine.init(lanes) if state is None else state, restart, round_, num_visible)
@@ -312,7 +312,7 @@ def _train(pool, round_, standing, placed, watch):
         "on_epoch": watch.on_epoch and (lambda progress: watch.on_epoch(pool[0], round_, placed[key], progress)),
         "measure": watch.measure,
     }
-    phase = Phase(engine, lanes, num_visible, restart)
+    phase = RoundPlan(engine, lanes, num_visible, restart)
     state = None if states[0] is None else engine.place(_stack(states))
     state, results, measures = train_round(phase, round_, placed[key], state, midway=standing.midway(pool), **looks)
     state = split(engine.fetch(state, len(restart)))

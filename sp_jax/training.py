@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sp_jax import filters, optimizer_state, penalties
+from sp_jax import penalties
 from sp_jax.plasticity import methods
 from sp_jax.random import Purpose, key_for
+from sp_jax.transforms import filters, optimizer_state
 from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, TrainState
 
 Optimizer = Callable[[HParams], optax.GradientTransformation]

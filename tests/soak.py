@@ -30,7 +30,8 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     from absl import flags as absl_flags
 
     import sp_jax.engine
-    from experiments import cli, run
+    from experiments import run
+    from experiments.config import app
 
     with open(stderr, "a") as file:
         os.dup2(file.fileno(), 2)
@@ -38,8 +39,8 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_disable_most_optimizations", True)
-    cli.use_compile_cache()
-    sp_jax.engine.CHUNK_SECONDS = 0.01
+    app.use_compile_cache()
+    sp_jax.engine.resident.CHUNK_SECONDS = 0.01
     run_flags = ("run", f"--workdir={folder}", "--resume", "--checkpoint_seconds=0", *flags)
     absl_flags.FLAGS(run_flags)
     sp_jax.checkpoint.LEAST_WORK = 0
@@ -140,7 +141,7 @@ def memory(folder: pathlib.Path, rounds: int) -> list[tuple[int, float, int]]:
       (round, resident memory in MiB, open file handles), ten of them.
     """
     from sp_jax import data, models, restarts, sweeps, training
-    from sp_jax.checkpoint import Store
+    from sp_jax.storage.checkpoints import Store
     from sp_jax.types import HParams
 
     mixture = data.mixture()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import benchmark, floor
+from experiments import benchmark
+from experiments.benchmarks import roofline
 from sp_jax import models, training
 from sp_jax.types import Dataset
 
@@ -17,7 +18,7 @@ def call(**given):
 
 
 def work(module, optimizer=training.sgd, batch_size=4):
-    return floor.work(training.Trainer(models.from_module(module, PIXELS.inputs), optimizer, batch_size), PIXELS)
+    return roofline.work(training.Trainer(models.from_module(module, PIXELS.inputs), optimizer, batch_size), PIXELS)
 
 
 def test_the_operations_of_an_mlp_are_those_of_its_matrices():
@@ -39,9 +40,9 @@ def test_adam_moves_more_bytes_than_sgd_and_a_larger_batch_fewer_for_each_sample
 
 
 def test_the_floor_is_the_slower_of_products_and_memory():
-    rates = floor.Rates(operations=100.0, bandwidth=10.0)
-    assert floor.Work(200.0, 10.0).seconds(rates) == 2.0
-    assert floor.Work(100.0, 30.0).seconds(rates) == 3.0
+    rates = roofline.Rates(operations=100.0, bandwidth=10.0)
+    assert roofline.Work(200.0, 10.0).seconds(rates) == 2.0
+    assert roofline.Work(100.0, 30.0).seconds(rates) == 3.0
 
 
 def test_a_case_gives_a_row_for_each_number_of_lanes(capsys):
@@ -77,9 +78,9 @@ def test_mistakes_get_one_line(given, message, capsys):
 
 def test_the_loops_in_pytorch_train_what_they_are_asked_to():
     torch_loops = pytest.importorskip(
-        "experiments.torch_loops", reason="PyTorch is not installed", exc_type=ImportError
+        "experiments.benchmarks.torch_loops", reason="PyTorch is not installed", exc_type=ImportError
     )
-    from experiments.settings import Settings
+    from experiments.config.settings import Settings
 
     settings = Settings(model="resnet18", width=4, stage_sizes=(1, 1), batch_size=4)
     for loop in (torch_loops.dataloader, torch_loops.tuned):

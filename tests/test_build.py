@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, summary
-from experiments.grid import Grid
-from experiments.settings import FIELDS, RESTARTS, Settings
-from experiments.spec import Phase
+from experiments.config.settings import FIELDS, RESTARTS, Settings
+from experiments.config.sweep import Grid
+from experiments.reporting import summary
+from experiments.running import builder
+from experiments.specs.base import RoundSpec
 from sp_jax.types import Batches, Dataset, TrainState
 
 rng = np.random.default_rng(0)
@@ -46,29 +47,29 @@ def pair(name):
     return base, dataclasses.replace(base, **{name: {**OTHER, "temperature": 2.0}[name]})
 
 
-def builder(*settings):
+def groups_of(*settings):
     members = [Grid(each).members()[0] for each in settings]
-    plan = {member: (Phase(member.settings, 10), Phase(member.settings, 20)) for member in members}
-    made = build.Builder({"mixture": SMALL, "textures": SMALL}, plan)
+    plan = {member: (RoundSpec(member.settings, 10), RoundSpec(member.settings, 20)) for member in members}
+    made = builder.Builder({"mixture": SMALL, "textures": SMALL}, plan)
     return [made.group(*each) for each in plan.items()]
 
 
 def test_every_setting_has_another_value_here():
     assert set(OTHER) == set(FIELDS)
-    declared = build.TRACED + build.OF_RESTARTS + build.ON_HOST
+    declared = builder.TRACED + builder.OF_RESTARTS + builder.ON_HOST
     assert len(set(declared)) == len(declared)
     assert set(declared) < set(FIELDS)
 
 
 @pytest.mark.parametrize("name", [*OTHER, "temperature"])
 def test_only_what_is_declared_traced_or_the_hosts_own_shares_programs(name):
-    one, other = builder(*pair(name))
-    declared = name in build.TRACED + build.OF_RESTARTS + build.ON_HOST
+    one, other = groups_of(*pair(name))
+    declared = name in builder.TRACED + builder.OF_RESTARTS + builder.ON_HOST
     for a, b in zip(one.phases, other.phases, strict=True):
         assert (a.engine is b.engine) == declared
-    if name in build.OF_RESTARTS:
+    if name in builder.OF_RESTARTS:
         assert one.phases[1].restart is not other.phases[1].restart
-    if name in build.TRACED:
+    if name in builder.TRACED:
         leaves = zip(*(jax.tree.leaves(each.phases[1].lanes) for each in (one, other)), strict=True)
         assert any((a != b).any() for a, b in leaves)
 
@@ -76,7 +77,7 @@ def test_only_what_is_declared_traced_or_the_hosts_own_shares_programs(name):
 @pytest.mark.parametrize(("name", "noise"), [*((name, "gaussian") for name in RESTARTS), ("noise_only", "fresh")])
 def test_a_restart_uses_the_amounts_that_it_declares_and_no_other(name, noise):
     """The restarted parameters change when, and only when, a declared amount does."""
-    (group,) = builder(dataclasses.replace(BASE, restart=(name,), noise=noise))
+    (group,) = groups_of(dataclasses.replace(BASE, restart=(name,), noise=noise))
     engine, restart = group.phases[1].engine, group.phases[1].restart
     states = [TrainState(engine.trainer.model.init(jax.random.key(i))[0], {}, ()) for i in (0, 1)]
     batches = Batches(INPUTS[None, :7], np.ones((1, 7), bool), LABELS[None, :7])

@@ -1,5 +1,6 @@
 """Where a run stands, saved in the middle of rounds too; what is damaged is named and the newest sound state used."""
 
+import hashlib
 import itertools
 import json
 import logging
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from sp_jax import checkpoint, data, models, restarts, sweeps, training
-from sp_jax.checkpoint import CheckpointError, Store
+from sp_jax import data, models, restarts, sweeps, training
+from sp_jax.storage import checkpoints
+from sp_jax.storage.checkpoints import CheckpointError, Store
 from sp_jax.types import Dataset, HParams
 
 FULL = data.mixture()
@@ -36,7 +38,7 @@ def groups():
 def train(groups, folder, stop_after=None, **options):
     """Results without their times; the states at the end, leaf by leaf."""
     chunks = itertools.count(1)
-    watch = sweeps.Watch(stop=lambda: next(chunks) == stop_after, **options)
+    watch = sweeps.Callbacks(stop=lambda: next(chunks) == stop_after, **options)
     store, found = Store(folder, every=0.0), []
     for finished in sweeps.run(groups, store=store, watch=watch):
         found += [(finished.group.name, *result._replace(seconds=0.0)) for result in finished.results]
@@ -45,7 +47,7 @@ def train(groups, folder, stop_after=None, **options):
 
 
 def test_a_run_that_is_stopped_after_any_chunk_goes_on_to_the_same_bits(groups, tmp_path, monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
     whole, states = train(groups, tmp_path / "whole")
     for stop_after in (1, 8, 12):  # of 16: 8 epochs in each round, the last chunk of the first too
         folder = tmp_path / str(stop_after)
@@ -147,12 +149,12 @@ def rewrite(folder, **changes):
     """Changes what a checkpoint says of itself, checksum and all."""
     _, text = (folder / "manifest").read_text().splitlines()
     text = json.dumps(json.loads(text) | changes)
-    (folder / "manifest").write_text(f"{checkpoint.hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+    (folder / "manifest").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
 
 
 def test_after_an_upgrade_it_goes_on_or_says_what_to_do(tmp_path, said):
     Store(tmp_path).save(TREE, {})
-    older = dict.fromkeys(checkpoint.PACKAGES, "0.0.1")
+    older = dict.fromkeys(checkpoints.PACKAGES, "0.0.1")
     rewrite(tmp_path / "1", versions=older)
     whole, _ = Store(tmp_path).resume()
     assert "jax 0.0.1 is now " in said()[0]

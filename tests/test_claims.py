@@ -8,7 +8,7 @@ import pytest
 from made_up import made_up
 from scipy import stats
 
-from experiments import claims, summary, verdicts
+from experiments.reporting import claims, summary, verdicts
 
 SEEDS = np.array(
     [(0.0, 1.0, 0.5, 0.7, 0.2), (0.1, 0.9, 0.6, 0.8, 0.1), (0.2, 1.0, 0.3, 0.6, 0.3)]

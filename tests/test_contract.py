@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import sp_jax
-from sp_jax import models, periodic, plasticity, restarts
-from sp_jax.filters import is_changeable
+from sp_jax import models, plasticity, restarts
+from sp_jax.transforms import periodic
+from sp_jax.transforms.filters import is_changeable
 
 KEY = jax.random.key(7)
 LINKS = (plasticity.Link("body", "head", "norm"),)

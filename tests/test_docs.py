@@ -72,7 +72,7 @@ def test_the_readmes_links_and_flags_exist():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"\]\((?!http)([^)]+)\)", text):
         assert (ROOT / path).exists(), path
-    from experiments.settings import Settings
+    from experiments.config.settings import Settings
 
     known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "stream", "nostream"}
     known |= {"dry_run", "tensorboard", "logdir"}  # the last is TensorBoard's

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_sweeps import MAKE, SMALL, TRAINER, group, phases, train
 
-from sp_jax import models, program, restarts, streaming, sweeps, training, transforms
+from sp_jax import models, restarts, sweeps, training, transforms
+from sp_jax.engine import program, streamed
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import Dataset, HParams
 
@@ -54,7 +55,7 @@ def test_a_grid_trains_as_one_pool_where_there_is_room(room, pools, by_groups):
 
 @pytest.mark.parametrize("side_by_side", [1, 2])
 def test_lanes_that_stop_make_room_and_come_home(side_by_side, monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
     count, epochs = 7, np.int32([9, 9, 1, 2, 1, 1, 3])
     engine = sweeps.Engine(TRAINER, SMALL, count, side_by_side=side_by_side)
     moves = []
@@ -63,8 +64,8 @@ def test_lanes_that_stop_make_room_and_come_home(side_by_side, monkeypatch):
     lanes = sweeps.make_lanes(range(count), HParams(0.01), Convergence.exactly(1), 300)
     lanes = lanes.replace(convergence=lanes.convergence.replace(max_epochs=epochs))
     seen = []
-    watch = sweeps.Watch(lambda g, r, p: seen.append(p.epoch))
-    (found,) = sweeps.run([sweeps.Group("uneven", (sweeps.Phase(engine, lanes, 100),))], watch=watch)
+    watch = sweeps.Callbacks(lambda g, r, p: seen.append(p.epoch))
+    (found,) = sweeps.run([sweeps.Group("uneven", (sweeps.RoundPlan(engine, lanes, 100),))], watch=watch)
     assert [r.epochs for r in found.results] == epochs.tolist()
     assert moves
     for at, epoch in enumerate(seen, 1):  # what the host sees is in the lanes' own order
@@ -72,7 +73,7 @@ def test_lanes_that_stop_make_room_and_come_home(side_by_side, monkeypatch):
     for seed, result in enumerate(found.results):
         alone = sweeps.make_lanes([seed], HParams(0.01), Convergence.exactly(int(epochs[seed])), 300)
         single = sweeps.Engine(TRAINER, SMALL, 1)
-        (expected,) = sweeps.run([sweeps.Group("alone", (sweeps.Phase(single, alone, 100),))])
+        (expected,) = sweeps.run([sweeps.Group("alone", (sweeps.RoundPlan(single, alone, 100),))])
         assert result.train_loss == pytest.approx(expected.results[0].train_loss, rel=1e-5)
         assert result.validation_loss == pytest.approx(expected.results[0].validation_loss, rel=1e-5)
     assert engine.used == epochs.sum()
@@ -85,7 +86,7 @@ def test_idle_lanes_are_never_trained():
     state = engine.fetch(engine.init(lanes))
     assert all((x[3:] == 0).all() for x in jax.tree.leaves(state.params))
     assert np.abs(state.params["head"]["kernel"][:3]).min(axis=(1, 2)).all()
-    (found,) = sweeps.run([sweeps.Group("few", (sweeps.Phase(engine, group("warm_start", 1, 0).lanes, 60),))])
+    (found,) = sweeps.run([sweeps.Group("few", (sweeps.RoundPlan(engine, group("warm_start", 1, 0).lanes, 60),))])
     assert engine.used == sum(r.epochs for r in found.results)
 
 
@@ -102,7 +103,7 @@ def test_a_batch_over_two_devices_trains_as_on_one():
     for count in (1, 2):
         engine = sweeps.Engine(batch_norm_trainer(), IMAGES, 2, devices_per_lane=count, devices=jax.devices()[:2])
         placed = engine.place(lanes)
-        phase = sweeps.Phase(engine, lanes, 40)
+        phase = sweeps.RoundPlan(engine, lanes, 40)
         state, results, _ = sweeps.train_round(phase, 1, placed, None)
         found[count] = engine.fetch(state), results
         if count == 2:
@@ -147,7 +148,7 @@ def test_a_lane_that_is_lost_stops_for_good_and_the_others_are_the_same_to_the_b
         state, rows = None, []
         for round_, each in enumerate((lost, lost, healed), 1):
             restart = MAKE["shrink_perturb"] if state is not None else restarts.no_restart
-            phase = sweeps.Phase(engine, each, 50 * round_, restart)
+            phase = sweeps.RoundPlan(engine, each, 50 * round_, restart)
             state, results, _ = sweeps.train_round(phase, round_, engine.place(each), state)
             rows.append([(r.stop_reason, r.epochs) for r in results])
         found[name] = engine.fetch(state, 4), rows
@@ -167,7 +168,7 @@ def test_an_engine_refuses_what_does_not_fit():
         (lambda: sweeps.Engine(TRAINER, SMALL, 0), "num_lanes must be a whole number, at least 1, got 0"),
         (lambda: sweeps.Engine(TRAINER, SMALL, 1, side_by_side=-1), "side_by_side must be a whole number"),
         (lambda: sweeps.Engine(TRAINER._replace(batch_size=0), SMALL, 1), "batch_size must be a whole number"),
-        (lambda: streaming.StreamedEngine(TRAINER, SMALL, 1, block_bytes=0), "block_bytes must be a whole number"),
+        (lambda: streamed.StreamedEngine(TRAINER, SMALL, 1, block_bytes=0), "block_bytes must be a whole number"),
         (lambda: engine.place(sweeps.make_lanes(range(2), HParams(), Convergence(), 400)), "the data have 300: make"),
         (
             lambda: engine.place(sweeps.make_lanes(range(3), HParams(), Convergence(), 300)),

@@ -14,7 +14,9 @@ from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.util import tensor_util
 
-from experiments import results, run, watch
+from experiments import run
+from experiments.records import results
+from experiments.running import recorder
 
 GIVEN = {
     "hidden": "4", "seeds": 2, "rounds": 2, "epochs": 2, "samples_per_round": 200, "curves": True, "tensorboard": True,
@@ -30,7 +32,7 @@ def call(**given):
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     """A run that is stopped after three groups of rows, in the middle of the second round, and goes on."""
-    folder, write, calls = tmp_path_factory.mktemp("events") / "run", watch.Watcher.write, []
+    folder, write, calls = tmp_path_factory.mktemp("events") / "run", recorder.Recorder.write, []
 
     def interrupted(self, member, finished):
         write(self, member, finished)
@@ -39,7 +41,7 @@ def resumed(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch.Watcher, "write", interrupted)
+        patch.setattr(recorder.Recorder, "write", interrupted)
         with pytest.raises(SystemExit):
             call(workdir=str(folder), **GIVEN)
     call(workdir=str(folder), resume=True, tensorboard=True)
@@ -93,8 +95,8 @@ def test_the_seeds_of_a_setting_are_trials_in_the_tab_of_hyperparameters(board):
 
 
 def test_without_the_library_a_run_says_so_first(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "experiments.events", None)
-    monkeypatch.delattr("experiments.events", raising=False)
+    monkeypatch.setitem(sys.modules, "experiments.records.tensorboard", None)
+    monkeypatch.delattr("experiments.records.tensorboard", raising=False)
     with pytest.raises(SystemExit) as stop:
         call(workdir=str(tmp_path / "run"), tensorboard=True)
     assert stop.value.code == 2

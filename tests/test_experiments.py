@@ -11,7 +11,11 @@ import pytest
 from absl.testing import flagsaver
 from made_up import made_up
 
-from experiments import claims, comparison, grid, paper, registry, report, results, run, summary
+from experiments import report, run
+from experiments.config import sweep
+from experiments.records import results
+from experiments.reporting import claims, comparison, paper_numbers, summary
+from experiments.specs import registry
 from sp_jax import data
 
 TINY = {"seeds": 2, "max_epochs": 2, "hidden": "8", "width": 4, "stage_sizes": "1"}
@@ -82,7 +86,7 @@ def test_an_experiment_runs_from_its_flags_to_its_report(name, tmp_path, capsys)
     assert (folder / "report.html").read_text().count("<figure>") == len(pictures)
     for number in registry.get(name).claims:
         assert claims.CLAIMS[number].text in text
-    assert ("## Beside the paper" in text) == bool(paper.numbers(name))
+    assert ("## Beside the paper" in text) == bool(paper_numbers.numbers(name))
     before = (folder / "results.csv").read_bytes()
     call(workdir=str(folder), resume=True)
     assert (folder / "results.csv").read_bytes() == before
@@ -165,18 +169,18 @@ def test_last_layer_freezes_the_body_only_where_it_says(tmp_path):
 
 def test_presets_and_flags_make_the_grid():
     quick = registry.get("hyperparameters").presets["paper"]
-    made = grid.resolve(quick, {})
+    made = sweep.resolve(quick, {})
     assert len(made.members()) == 12 * 12 + 12
     assert {m.cell.restart for m in made.members() if m.settings.first_batch_size is None} == {"random_init"}
-    fewer = grid.resolve(quick, {"learning_rate": (0.1,), "seeds": (2,), "hidden": ((7,),)})
+    fewer = sweep.resolve(quick, {"learning_rate": (0.1,), "seeds": (2,), "hidden": ((7,),)})
     assert len(fewer.members()) == 4 * 12 + 4
     assert {(m.settings.learning_rate, m.settings.seeds, m.settings.hidden) for m in fewer.members()} == {
         (0.1, 2, (7,))
     }
-    more = grid.resolve(registry.get("online").presets["quick"], {"optimizer": ("sgd", "adam")})
+    more = sweep.resolve(registry.get("online").presets["quick"], {"optimizer": ("sgd", "adam")})
     assert (more.varied, len(more.members())) == (("optimizer",), 10)
-    assert grid.Grid.from_json(json.loads(json.dumps(made.to_json()))).members() == made.members()
-    cells = {m.cell[1:] for m in grid.resolve(registry.get("online").presets["paper"], {}).members()}
+    assert sweep.Grid.from_json(json.loads(json.dumps(made.to_json()))).members() == made.members()
+    cells = {m.cell[1:] for m in sweep.resolve(registry.get("online").presets["paper"], {}).members()}
     assert len(cells) == 36
 
 
@@ -209,13 +213,15 @@ def test_the_papers_numbers_are_found_beside_ours():
 
 
 def test_the_papers_numbers():
-    assert {name: len(paper.numbers(name)) for name in registry.NAMES if paper.numbers(name)} == {
+    assert {name: len(paper_numbers.numbers(name)) for name in registry.NAMES if paper_numbers.numbers(name)} == {
         "table1": 54, "two_phase": 54, "online": 56, "online_mlp_svhn": 56, "regularization": 24, "noise_only": 11,
         "last_layer": 12,
     }  # fmt: skip
-    grid_ = {(n.where["shrink"], n.where["noise_scale"]): n.value for n in paper.numbers("online") if not n.cost}
+    grid_ = {
+        (n.where["shrink"], n.where["noise_scale"]): n.value for n in paper_numbers.numbers("online") if not n.cost
+    }
     assert (grid_[1.0, 0.0], grid_[0.0, 1.0], grid_[0.2, 0.1], grid_[0.6, 0.01]) == (63.7, 76.0, 80.2, 77.0)
-    times = {(n.where["shrink"], n.where["noise_scale"]): n.value for n in paper.numbers("online") if n.cost}
+    times = {(n.where["shrink"], n.where["noise_scale"]): n.value for n in paper_numbers.numbers("online") if n.cost}
     assert (times[0.0, 1.0], times[1.0, 0.0]) == (1.0, pytest.approx(16.3 / 94.4))
 
 
@@ -240,9 +246,9 @@ def test_a_setting_that_figures_are_drawn_over_is_a_column_even_with_one_value(t
 
 def test_a_restart_stays_with_the_variants_that_have_it(capsys, tmp_path):
     quick = registry.get("early_switch").presets["quick"]
-    made = grid.resolve(quick, {"restart": (("random_init", "warm_start"),)})
-    assert made.members() == grid.resolve(quick, {}).members()
-    only = grid.resolve(quick, {"restart": (("random_init",),)})
+    made = sweep.resolve(quick, {"restart": (("random_init", "warm_start"),)})
+    assert made.members() == sweep.resolve(quick, {}).members()
+    only = sweep.resolve(quick, {"restart": (("random_init",),)})
     assert [(m.cell.restart, m.settings.first_epochs) for m in only.members()] == [("random_init", None)]
     with pytest.raises(SystemExit):
         call(experiment="early_switch", restart="last_layer", workdir=str(tmp_path / "run"))

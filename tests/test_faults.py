@@ -15,9 +15,11 @@ import time
 import pytest
 from absl.testing import flagsaver
 
-from experiments import repeats, results, run, stop, workdir
-from experiments.settings import UsageError
-from sp_jax import checkpoint
+from experiments import run
+from experiments.config.settings import UsageError
+from experiments.records import provenance, results, run_folder
+from experiments.running import signals
+from sp_jax.storage import checkpoints
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import soak
@@ -56,7 +58,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_rows_and_parame
     assert (found["rows lost"], found["rows doubled"]) == (0, 0)
 
 
-@pytest.mark.parametrize("number", stop.Stop.SIGNALS)
+@pytest.mark.parametrize("number", signals.Stop.SIGNALS)
 def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
     whole, tmp_path, capsys, caplog, monkeypatch, number
 ):
@@ -92,7 +94,7 @@ def impatient(folder, given, log):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
 
-    checkpoint.write_whole = pressed
+    checkpoints.write_whole = pressed
     soak.child(folder, given, log)
 
 
@@ -126,12 +128,12 @@ GPU = {"device": "1 x H100", "machine": "EPYC, 16 cores", "versions": {"jax": "0
 def test_a_run_says_whether_it_repeats_itself_to_the_bit(backend, switches, exact, monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: backend)
     monkeypatch.setenv("XLA_FLAGS", switches)
-    found = repeats.start(1)["deterministic"]
+    found = provenance.start(1)["deterministic"]
     assert found == exact
-    said = repeats.promise(GPU | {"deterministic": found})
+    said = provenance.promise(GPU | {"deterministic": found})
     assert ("XLA_FLAGS=--xla_gpu_deterministic_ops=true" in said) == (backend == "gpu" and not exact)
     assert said == "bit for bit" if exact else said.startswith("but for rounding")
-    assert repeats.promise(GPU | {"resumed": [GPU | {"deterministic": found}]}) == said  # one of them is enough
+    assert provenance.promise(GPU | {"resumed": [GPU | {"deterministic": found}]}) == said  # one of them is enough
 
 
 @pytest.mark.parametrize(
@@ -139,12 +141,12 @@ def test_a_run_says_whether_it_repeats_itself_to_the_bit(backend, switches, exac
     [({"device": "2 x H100"}, "device"), ({"machine": "?"}, "machine"), ({"versions": {"jax": "0.11"}}, "version")],
 )
 def test_a_run_that_goes_on_elsewhere_promises_no_bits(changed, what):
-    promised = repeats.promise(GPU | {"resumed": [GPU, GPU | changed]})
+    promised = provenance.promise(GPU | {"resumed": [GPU, GPU | changed]})
     assert promised == f"but for rounding, as it began on another {what}"
 
 
 def test_two_runs_in_one_folder_are_refused(whole, capsys):
-    with workdir.lock(whole, resume=True):
+    with run_folder.lock(whole, resume=True):
         line = fails(capsys, workdir=str(whole), resume=True)
     assert line.startswith(f"error: process {os.getpid()} on ")
     assert f"is writing into {whole}" in line
@@ -278,10 +280,10 @@ def test_a_middle_of_a_round_remembers_the_curves(tmp_path, monkeypatch, capsys)
     given = {"experiment": "online", "curves": True, **TINY}
     call(workdir=str(tmp_path / "whole"), **given)
     chunks = []
-    monkeypatch.setattr(stop.Stop, "asked", lambda _: len(chunks.append(0) or chunks) == 6)
+    monkeypatch.setattr(signals.Stop, "asked", lambda _: len(chunks.append(0) or chunks) == 6)
     with pytest.raises(SystemExit):
         call(workdir=str(tmp_path / "run"), **given)
-    assert checkpoint.Store(tmp_path / "run" / "checkpoints").resume()[1] is not None
+    assert checkpoints.Store(tmp_path / "run" / "checkpoints").resume()[1] is not None
     monkeypatch.undo()
     call(workdir=str(tmp_path / "run"), resume=True)
     curves = [(tmp_path / name / "curves.csv").read_text() for name in ("whole", "run")]

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from sp_jax import files
 from sp_jax.data import cache
+from sp_jax.storage import atomic
 
 ROOT = pathlib.Path(__file__).parents[1]
 WRITER = """
 import pathlib, sys
-from sp_jax.files import write_whole
+from sp_jax.storage.atomic import write_whole
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(200):
@@ -48,12 +48,12 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, error, 
         raise error
 
     path = tmp_path / "file"
-    files.write_whole(path, "old")
+    atomic.write_whole(path, "old")
     assert oct(path.stat().st_mode)[-3:] == oct(0o666 & ~current_umask())[-3:]
     with monkeypatch.context() as patch:
         patch.setattr(*{"fsync": (os, "fsync", fail), "replace": (pathlib.Path, "replace", fail)}[where])
         with pytest.raises(error):
-            files.write_whole(path, "new")
+            atomic.write_whole(path, "new")
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 

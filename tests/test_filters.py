@@ -10,7 +10,8 @@ import pytest
 from flax import linen, nnx
 
 import sp_jax
-from sp_jax import filters, plasticity
+from sp_jax import plasticity
+from sp_jax.transforms import filters
 
 MEANINGS = {"kernels": sp_jax.kernels, "biases": sp_jax.biases, "norms": sp_jax.norms, "embeddings": sp_jax.embeddings}
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import build, forecast, results, run, watch
-from sp_jax import engine, sweeps, training
-from sp_jax.program import LANES
+from experiments import run
+from experiments.records import results
+from experiments.running import builder, dry_run, recorder
+from sp_jax import sweeps, training
+from sp_jax.engine.program import LANES
 from sp_jax.types import HParams
 
 GIVEN = {
@@ -28,7 +30,7 @@ def call(**given):
 def both(tmp_path_factory):
     """A dry run; then the run, and what it has trained and compiled."""
     base = tmp_path_factory.mktemp("forecast")
-    texts, trained, engines, write = [], [], [], watch.Watcher.write
+    texts, trained, engines, write = [], [], [], recorder.Recorder.write
 
     class Counted(sweeps.Engine):
         def __init__(self, *arguments, **options):
@@ -40,13 +42,13 @@ def both(tmp_path_factory):
         trained.append(len(finished.results) * finished.trained)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forecast, "print", lambda *_, **__: None, raising=False)
-        patch.setattr(forecast, "SECONDS", 0.05)
+        patch.setattr(dry_run, "print", lambda *_, **__: None, raising=False)
+        patch.setattr(dry_run, "SECONDS", 0.05)
         patch.setattr(run, "print", lambda text, **_: texts.append(text), raising=False)
         call(workdir=str(base / "run"), dry_run=True, **GIVEN)
         assert not list(base.iterdir())
-        patch.setattr(watch.Watcher, "write", counted)
-        patch.setattr(build.sweeps, "Engine", Counted)
+        patch.setattr(recorder.Recorder, "write", counted)
+        patch.setattr(builder.sweeps, "Engine", Counted)
         call(workdir=str(base / "run"), **GIVEN)
     return base / "run", texts[0], trained, engines
 
@@ -65,7 +67,7 @@ def test_it_says_what_the_run_then_does(both):
 
 def test_what_is_finished_is_not_counted_again(both, capsys, monkeypatch):
     folder, *_ = both
-    monkeypatch.setattr(forecast, "measure", lambda *_: forecast.Speed(0.0, 1000.0, 2, 0))
+    monkeypatch.setattr(dry_run, "measure", lambda *_: dry_run.Speed(0.0, 1000.0, 2, 0))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     call(workdir=str(folder), resume=True, rounds=3, dry_run=True)
     text = capsys.readouterr().out
@@ -78,7 +80,7 @@ def test_what_is_finished_is_not_counted_again(both, capsys, monkeypatch):
 
 def test_the_arithmetic(tmp_path, capsys, monkeypatch):
     """Three lanes on two devices take two turns; the first round is shared; open ends are a range below the cap."""
-    monkeypatch.setattr(forecast, "measure", lambda *_: forecast.Speed(2.0, 100.0, 2, 3 << 20))
+    monkeypatch.setattr(dry_run, "measure", lambda *_: dry_run.Speed(2.0, 100.0, 2, 3 << 20))
     call(workdir=str(tmp_path / "run"), dry_run=True, **GIVEN | {"batch_size": "100"})
     out = capsys.readouterr().out
     assert f"time      {2 + (4 * 100 + 6 * 200) * 2 / 100:.0f} s, " in out
@@ -115,7 +117,7 @@ def test_the_rate_is_without_what_every_call_takes(rate, overhead):
             now[0] += overhead + samples / rate
 
     lanes = sweeps.make_lanes(range(5), HParams(), training.Convergence(), 60)
-    speed = forecast.measure(Fake(), sweeps.Phase(None, lanes, 40), 40, lambda: now[0])
+    speed = dry_run.measure(Fake(), sweeps.RoundPlan(None, lanes, 40), 40, lambda: now[0])
     assert speed == (4.0, pytest.approx(rate), 2, 7)
     assert now[0] < 60
 

@@ -13,7 +13,8 @@ from flax import nnx
 from flax.core import freeze
 
 import sp_jax
-from sp_jax import growth, models, optimizer_state, plasticity, restarts
+from sp_jax import models, plasticity, restarts
+from sp_jax.transforms import growth, optimizer_state
 from sp_jax.types import TrainState
 
 

@@ -9,8 +9,9 @@ import pytest
 from flax import linen as nn
 
 import sp_jax
-from sp_jax import filters, models, plasticity, restarts
+from sp_jax import models, plasticity, restarts
 from sp_jax.plasticity.kinds import axis_roles
+from sp_jax.transforms import filters
 from sp_jax.types import Batches, TrainState
 
 ATTENTION = {

@@ -13,9 +13,10 @@ from flax import linen as nn
 from flax import nnx
 
 import sp_jax
-from sp_jax import growth, layouts, models, restarts
-from sp_jax.layouts import Grows
+from sp_jax import models, restarts
 from sp_jax.training import Convergence
+from sp_jax.transforms import growth, layouts
+from sp_jax.transforms.layouts import Grows
 from sp_jax.types import TrainState
 
 RNG = np.random.default_rng(0)

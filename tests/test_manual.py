@@ -1,16 +1,15 @@
 """What --help shows, and what absl's complaints about flags become."""
 
 import pathlib
-import subprocess
-import sys
 
 import grain  # noqa: F401  (defines flags when first imported, which flagsaver would forget again)
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import benchmark, cli, manual, report, run
-from experiments.settings import FIELDS
+from experiments import benchmark, report, run
+from experiments.config import app
+from experiments.config.settings import FIELDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 BINARIES = (run, benchmark, report)
@@ -24,8 +23,8 @@ def defined(binary):
 @pytest.mark.parametrize("binary", [run, benchmark], ids=lambda binary: binary.__name__)
 def test_every_flag_has_one_theme_a_default_and_numbers_a_unit(binary):
     for flag in defined(binary):
-        (entry,) = (group[flag.name] for group in manual.GROUPS.values() if flag.name in group)
-        assert manual.default(flag), flag.name
+        (entry,) = (group[flag.name] for group in help.GROUPS.values() if flag.name in group)
+        assert help.default(flag), flag.name
         of = str(FIELDS[flag.name].type) if flag.name in FIELDS else flag.flag_type()
         assert entry.unit or not any(kind in of for kind in ("int", "float")), flag.name
     assert len(defined(binary)) == len({flag.name for flag in defined(binary)})
@@ -33,14 +32,14 @@ def test_every_flag_has_one_theme_a_default_and_numbers_a_unit(binary):
 
 def test_every_entry_is_a_flag():
     everywhere = {flag.name for binary in BINARIES for flag in defined(binary)}
-    assert {flag for group in manual.GROUPS.values() for flag in group} <= everywhere | ELSEWHERE
-    assert set(manual.SYNONYMS.values()) <= everywhere
+    assert {flag for group in help.GROUPS.values() for flag in group} <= everywhere | ELSEWHERE
+    assert set(help.SYNONYMS.values()) <= everywhere
 
 
 @pytest.mark.parametrize("binary", BINARIES, ids=lambda binary: binary.__name__)
 def test_help_shows_every_flag_once_below_the_examples(binary, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.parse(binary, ["binary", "--workdir=x", "--help"])
+        app.parse(binary, ["binary", "--workdir=x", "--help"])
     assert stop.value.code == 0
     page = capsys.readouterr().out
     assert page.startswith(binary.__doc__.strip())
@@ -48,12 +47,12 @@ def test_help_shows_every_flag_once_below_the_examples(binary, capsys):
         line.split()[0].removeprefix("--").removeprefix("[no]") for line in page.splitlines() if line[:4] == "  --"
     ]
     assert sorted(shown) == sorted(flag.name for flag in defined(binary))
-    assert max(map(len, page.removeprefix(binary.__doc__.strip()).splitlines())) <= manual.WIDTH
+    assert max(map(len, page.removeprefix(binary.__doc__.strip()).splitlines())) <= help.WIDTH
 
 
 def test_help_gives_symbol_unit_and_default(capsys):
     with pytest.raises(SystemExit):
-        cli.parse(run, ["run", "-h"])
+        app.parse(run, ["run", "-h"])
     page = " ".join(capsys.readouterr().out.split())
     for words in (
         "--shrink λ [fraction] In [0, 1]", "--noise_scale σ [factor]", "--samples_per_round k [samples]",
@@ -80,15 +79,6 @@ def test_help_gives_symbol_unit_and_default(capsys):
 )
 def test_a_mistake_in_a_flag_is_one_line(typed, message, capsys):
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-        cli.parse(run, ["run", typed])
+        app.parse(run, ["run", typed])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {message} (--help lists all flags)\n"
-
-
-@pytest.mark.parametrize("command", [["run.py"], ["-m", "experiments.run"], ["-m", "report"]])
-def test_a_binary_run_from_its_own_folder_says_how_it_is_run(command):
-    done = subprocess.run([sys.executable, *command], cwd=ROOT / "experiments", capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        f"error: run the binaries as modules, from the folder above this one: cd {ROOT} && python -m experiments.run"
-    ]

@@ -10,8 +10,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import build
-from experiments.settings import Settings
+from experiments.config.settings import Settings
+from experiments.running import builder
 from sp_jax import data, models, plasticity, restarts, sweeps, training
 from sp_jax.penalties import cross_entropy
 from sp_jax.plasticity import methods
@@ -70,7 +70,7 @@ def rounds(method, restart=restarts.warm_start, epochs=1):
     lanes = jax.tree.map(lambda x: np.asarray(x)[None], lane_of(method, epochs=epochs))
     placed, state = engine.place(lanes), None
     for round_, before in ((1, restarts.no_restart), (2, restarts.make_restart(restart))):
-        state, results, _ = sweeps.train_round(sweeps.Phase(engine, lanes, 100, before), round_, placed, state)
+        state, results, _ = sweeps.train_round(sweeps.RoundPlan(engine, lanes, 100, before), round_, placed, state)
     return jax.tree.map(lambda x: x[0], state), results[0]
 
 
@@ -205,7 +205,7 @@ def test_the_tortoise_is_as_good_with_statistics_that_are_reset(statistics):
     restart = restarts.make_restart(restarts.warm_start, statistics=statistics, model=NORMED)
     placed, state = engine.place(lanes), None
     for round_, num_visible, before in ((1, 100, restarts.no_restart), (2, 200, restart)):
-        state, _, _ = sweeps.train_round(sweeps.Phase(engine, lanes, num_visible, before), round_, placed, state)
+        state, _, _ = sweeps.train_round(sweeps.RoundPlan(engine, lanes, num_visible, before), round_, placed, state)
         tortoise = methods.hare_tortoise.evaluated(jax.tree.map(lambda x: x[0], state))
         fitted = training.evaluate(NORMED, tortoise, SMALL, lanes.order[0, :num_visible])
         assert fitted.accuracy > 0.8
@@ -224,7 +224,7 @@ def test_continual_backprop_counts_the_steps_of_each_entry():
     """What Adam's count is for the weights of units that were replaced is their age; others, biases that absorb too,
     have seen all steps. It is what the command line trains with."""
     settings = Settings(model="mlp", hidden=(16, 16), method="continual_backprop", activation="relu", batch_size=32)
-    made = build.trainer(settings, SMALL)
+    made = builder.trainer(settings, SMALL)
     lane = lane_of(methods.continual_backprop, 1 / 64, 40)
     state = train_with(made, lane)
     count, ages = state.opt_state[1][0].count, state.memory["utility"].age
@@ -233,7 +233,7 @@ def test_continual_backprop_counts_the_steps_of_each_entry():
     np.testing.assert_array_equal(count["head"]["kernel"], np.broadcast_to(ages["hidden_1"][:, None], (16, 10)))
     np.testing.assert_array_equal(count["head"]["bias"], 160)
     for other in ("none", "redo"):
-        made = build.trainer(dataclasses.replace(settings, method=other), SMALL)
+        made = builder.trainer(dataclasses.replace(settings, method=other), SMALL)
         assert made.optimizer is training.adam
 
 
@@ -430,7 +430,7 @@ def test_dash_in_the_engine_never_sees_what_has_not_arrived():
         inputs[lanes.order[0, 60:]] += spoil
         engine = sweeps.Engine(trainer, Dataset(inputs, SMALL.labels, 10), 1)
         placed = engine.place(lanes)
-        phase = sweeps.Phase(engine, lanes, 60, restarts.make_dash(MODEL))
+        phase = sweeps.RoundPlan(engine, lanes, 60, restarts.make_dash(MODEL))
         return engine.fetch(sweeps.train_round(phase, 2, placed, engine.init(placed))[0]).params
 
     close(final(0.0), final(100.0), rtol=0, atol=0)

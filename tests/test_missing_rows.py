@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from made_up import made_up
 
-from experiments import comparison, plotting, registry, report, results, summary, verdicts, workdir
-from experiments.plotting import style
+from experiments import report
+from experiments.records import results, run_folder
+from experiments.reporting import comparison, plotting, summary, verdicts
+from experiments.reporting.plotting import style
+from experiments.specs import registry
 
 KEPT = pathlib.Path(__file__).parents[1] / "experiments" / "results"
 FOLDERS = {"online": "online_mixture", "two_phase": "two_phase_cifar10_mlp_tanh"}  # others are the quick ones
@@ -22,7 +25,7 @@ def kept(name):
     """The kept run of an experiment: configuration, rows and curves."""
     folder = KEPT / FOLDERS.get(name, f"{name}_quick")
     rows, curves = results.read(folder / "results.csv"), results.read_curves(folder / "curves.csv")
-    return workdir.read_config(folder), rows, curves
+    return run_folder.read_config(folder), rows, curves
 
 
 def cells(text):

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 
-from sp_jax import filters, periodic
+from sp_jax.transforms import filters, periodic
 
 KEY = jax.random.key(7)
 RULE = {"shrink": 0.6, "noise_scale": 0.1}

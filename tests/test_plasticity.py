@@ -12,9 +12,10 @@ import pytest
 from flax import serialization
 
 import sp_jax
-from sp_jax import filters, plasticity
+from sp_jax import plasticity
 from sp_jax.plasticity import Link
 from sp_jax.plasticity.continual_backprop import is_any_due
+from sp_jax.transforms import filters
 
 SHAPES = {
     "conv": {"kernel": (3, 3, 2, 4)},

@@ -63,7 +63,7 @@ def accuracies(name, normed):
     restart = tuple(each for each in pairs for _ in SEEDS)
     placed, state = engine.place(lanes), None
     for round_, visible, before in zip((1, 2), ARRIVALS, (restarts.no_restart, restart), strict=True):
-        state, found, _ = sweeps.train_round(sweeps.Phase(engine, lanes, visible, before), round_, placed, state)
+        state, found, _ = sweeps.train_round(sweeps.RoundPlan(engine, lanes, visible, before), round_, placed, state)
     means = np.reshape([each.validation_accuracy for each in found], (len(POLICIES), len(SEEDS))).mean(axis=1)
     return dict(zip(POLICIES, means, strict=True))
 

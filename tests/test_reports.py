@@ -14,8 +14,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import comparison, page, paper, plotting, report, results, summary, workdir
-from experiments.plotting import fronts, grids, style
+from experiments import report
+from experiments.records import results, run_folder
+from experiments.reporting import comparison, html, paper_numbers, plotting, summary
+from experiments.reporting.plotting import fronts, grids, style
 
 MIXTURE = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "online_mixture"
 HOSTILE = "<script>alert(1)</script>![x](http://h/x.png) [y](javascript:z) a|b \"' & $\\frac <img src=//h onerror=z>"
@@ -109,8 +111,8 @@ def test_names_from_files_are_words(run):
     found = Page((run / "report.html").read_text())
     assert found.text.count("<script>alert(1)</script>") >= 3  # the command, the settings, the machine
     assert f"dataset = {HOSTILE.replace('![x](http://h/x.png)', 'x')}" in found.text
-    assert Page(page.render(summary.markdown([("a", "b"), (HOSTILE, "x\n\n# y")]), HOSTILE)).text.count("<img") == 2
-    assert len(Page(page.render(summary.markdown([("a", "b"), ("x|y", "z\nw")]), "t")).all("td")) == 2
+    assert Page(html.render(summary.markdown([("a", "b"), (HOSTILE, "x\n\n# y")]), HOSTILE)).text.count("<img") == 2
+    assert len(Page(html.render(summary.markdown([("a", "b"), ("x|y", "z\nw")]), "t")).all("td")) == 2
 
 
 def test_the_report_says_which_lanes_did_not_converge(run):
@@ -191,7 +193,7 @@ def test_the_papers_grid_beside_ours(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     assert plotting.beside_the_paper(rows, compared, tmp_path)
     texts = [[text.get_text() for text in ax.texts] for ax in figures[0].axes]
-    printed = [number for number in paper.numbers("online") if not number.cost]
+    printed = [number for number in paper_numbers.numbers("online") if not number.cost]
     assert sorted(texts[0]) == sorted(f"{number.value:.1f}" for number in printed)
     assert len(texts[0]) == 28
     assert [patch.get_hatch() for patch in figures[0].axes[0].patches] == [grids.UNPRINTED] * 8
@@ -221,7 +223,7 @@ def test_a_browser_shows_the_page(run, tmp_path):
 
 def test_the_kept_summary_and_the_readmes_tables_are_what_the_code_says():
     folder = MIXTURE.parent
-    text = report.overview(workdir.subfolders(folder))
+    text = report.overview(run_folder.subfolders(folder))
     assert (folder / "summary.md").read_text() == text
     readme = (folder.parents[1] / "README.md").read_text()
     claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)

@@ -4,11 +4,12 @@ import pathlib
 
 import pytest
 
-from experiments import report, results, workdir
+from experiments import report
+from experiments.records import results, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-FOLDERS = workdir.subfolders(RESULTS)
+FOLDERS = run_folder.subfolders(RESULTS)
 
 
 def tables(text):

@@ -17,9 +17,15 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import build, grid, progress, registry, report, results, run, settings, summary, workdir
-from experiments.spec import Phase
-from sp_jax import data, penalties, restarts, side_by_side, streaming, sweeps
+from experiments import report, run
+from experiments.config import settings, sweep
+from experiments.records import results, run_folder
+from experiments.reporting import summary
+from experiments.running import builder, progress
+from experiments.specs import registry
+from experiments.specs.base import RoundSpec
+from sp_jax import data, penalties, restarts, sweeps
+from sp_jax.engine import lanes_per_device, streamed
 from sp_jax.types import Dataset, RoundResult, TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -142,9 +148,9 @@ def tree(value):
 def last_phase(wanted):
     """The one cell of these settings, and what its lanes do in the second of two rounds of 30 samples."""
     small = dataclasses.replace(data.mixture(), inputs=data.mixture().inputs[:30], labels=data.mixture().labels[:30])
-    (member,) = grid.Grid(wanted).members()
-    phases = (Phase(wanted, 10), Phase(wanted, 20))
-    group = build.Builder({"mixture": small}, {member: phases}).group(member, phases)
+    (member,) = sweep.Grid(wanted).members()
+    phases = (RoundSpec(wanted, 10), RoundSpec(wanted, 20))
+    group = builder.Builder({"mixture": small}, {member: phases}).group(member, phases)
     assert group.phases[0].restart is restarts.no_restart
     return member.cell, group.phases[1]
 
@@ -181,7 +187,7 @@ def test_flags_become_the_restarts_that_they_name(cell, body, head, policy):
 
 @pytest.mark.parametrize("name", settings.PENALTIES)
 def test_the_penalty_by_flag(name):
-    trainer = build.trainer(settings.Settings(penalty=name, batch_size=7, optimizer="sgd"), data.mixture())
+    trainer = builder.trainer(settings.Settings(penalty=name, batch_size=7, optimizer="sgd"), data.mixture())
     assert trainer.penalty is getattr(penalties, name)
     assert (trainer.batch_size, trainer.optimizer.__name__) == (7, "sgd")
 
@@ -259,12 +265,12 @@ def test_streamed_rows_are_those_of_resident_data_and_a_run_may_change_between_t
     (None, 2**40, False), (None, 1000, True), (True, 2**40, True), (False, 1000, False),
 ])  # fmt: skip
 def test_data_are_streamed_where_they_do_not_fit(stream, memory, streams, monkeypatch, caplog):
-    monkeypatch.setattr(build, "memory", lambda: memory)
+    monkeypatch.setattr(builder, "memory", lambda: memory)
     small = Dataset(np.zeros((30, 2, 2, 1), np.float32), np.zeros(30, np.int32), 2, "small")
     monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
     with caplog.at_level(logging.INFO):
-        made = build.Builder({"small": small}, {}, stream=stream).engine(settings.Settings(dataset="small"))
-    assert isinstance(made, streaming.StreamedEngine) == streams
+        made = builder.Builder({"small": small}, {}, stream=stream).engine(settings.Settings(dataset="small"))
+    assert isinstance(made, streamed.StreamedEngine) == streams
     assert ("small stays on the host and is streamed" in caplog.text) == (stream is None and streams)
 
 
@@ -273,7 +279,7 @@ def test_lanes_side_by_side_are_those_of_the_flag_and_remembered(tmp_path):
     call(workdir=str(folders[1]), restart="random_init", **TINY)
     call(workdir=str(folders[2]), restart="random_init", side_by_side=2, **TINY)
     for count, folder in folders.items():
-        assert workdir.side_by_side(folder) == (min(count, 2 // min(2, jax.device_count())),)
+        assert run_folder.side_by_side(folder) == (min(count, 2 // min(2, jax.device_count())),)
     for row, other in zip(*(results.read(folder / "results.csv") for folder in folders.values()), strict=True):
         assert row["samples_seen"] == other["samples_seen"]
         assert row["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
@@ -284,12 +290,12 @@ def test_lanes_side_by_side_are_measured_on_an_accelerator(monkeypatch):
         return engine(*args, side_by_side=side_by_side or 8, devices=jax.devices()[:1], **options)
 
     monkeypatch.setattr(sweeps, "Engine", engine)  # with an accelerator's default: all lanes of the device
-    monkeypatch.setattr(side_by_side, "fastest", lambda make, most: make(most - 3))
+    monkeypatch.setattr(lanes_per_device, "fastest", lambda make, most: make(most - 3))
     small = Dataset(np.zeros((30, 2, 2, 1), np.float32), np.arange(30, dtype=np.int32) % 2, 2, "small")
     for given, found in (((), 5), ((1,), 1)):
-        builder = build.Builder({"small": small}, {}, side_by_side=given)
-        builder.engine(settings.Settings(dataset="small", seeds=8))
-        assert builder.side_by_side == [found]
+        made = builder.Builder({"small": small}, {}, side_by_side=given)
+        made.engine(settings.Settings(dataset="small", seeds=8))
+        assert made.side_by_side == [found]
 
 
 def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
@@ -613,14 +619,16 @@ def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "train", lambda job, *_: jobs.append(job))
     fake = Dataset(np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32), 10, "cifar10")
     monkeypatch.setattr(run.data, "load", lambda *_, **__: fake)
-    monkeypatch.setattr(build.Builder, "group", lambda *_: None)
+    monkeypatch.setattr(builder.Builder, "group", lambda *_: None)
     call(experiment="online,two_phase", preset="paper", workdir=str(tmp_path / "a"))
     call(experiment="online", preset="paper", model="mlp", seeds=1, workdir=str(tmp_path / "b"))
     for job in jobs[:2]:
         s = job.grid.base
         assert (s.dataset, s.model, s.width, s.init, s.optimizer) == ("cifar10", "resnet18", 16, "torch", "adam")
         assert (s.learning_rate, s.batch_size, s.seeds, s.train_accuracy) == (0.001, 128, 5, 0.99)
-    phases = jobs[0].experiment.schedule(jobs[0].grid.base, settings.Cell("warm_start", "1", "0"), lambda _: 33_333)
+    phases = jobs[0].experiment.schedule(
+        jobs[0].grid.base, settings.RestartSetting("warm_start", "1", "0"), lambda _: 33_333
+    )
     assert tuple(phase.num_visible for phase in phases) == (*range(1_000, 33_001, 1_000), 33_333)
     base = jobs[2].grid.base
     assert (base.model, base.seeds, base.activation) == ("mlp", 1, "relu")

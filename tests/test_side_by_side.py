@@ -4,7 +4,8 @@ import jax
 import pytest
 from test_sweeps import SMALL, TRAINER
 
-from sp_jax import side_by_side, sweeps
+from sp_jax import sweeps
+from sp_jax.engine import lanes_per_device
 
 
 class Clock:
@@ -35,17 +36,17 @@ class Clock:
 )
 def test_the_fastest_is_taken(costs, found, tried):
     clock = Clock(costs)
-    engine = side_by_side.fastest(clock.make, 6, clock)
+    engine = lanes_per_device.fastest(clock.make, 6, clock)
     assert (engine.side_by_side, clock.tried) == (found, tried)
     assert (engine.used, engine.spent) == (0, 0)
 
 
 def test_it_measures_for_real():
-    engine = side_by_side.fastest(Clock({1: 1, 2: 1}).make, 2)
+    engine = lanes_per_device.fastest(Clock({1: 1, 2: 1}).make, 2)
     assert engine.side_by_side in (1, 2)
     assert engine.compile_seconds > 0
 
 
 def test_no_memory_for_one_lane_is_an_error():
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        side_by_side.fastest(Clock({1: None}).make, 6)
+        lanes_per_device.fastest(Clock({1: None}).make, 6)

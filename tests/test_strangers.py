@@ -14,8 +14,8 @@ from optax import contrib
 import sp_jax
 from sp_jax import models, plasticity
 from sp_jax.divergence import DivergenceWarning
-from sp_jax.evaluation_weights import evaluation_state
 from sp_jax.fitting import DivergedError
+from sp_jax.fitting.evaluation_weights import evaluation_state
 from sp_jax.training import Convergence
 
 RNG = np.random.default_rng(0)

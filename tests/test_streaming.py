@@ -10,9 +10,10 @@ import pytest
 from test_engine import IMAGES
 from test_sweeps import SMALL, TRAINER, group
 
-from sp_jax import diagnostics, models, restarts, streaming, sweeps, training
-from sp_jax.checkpoint import CheckpointError, Store
+from sp_jax import diagnostics, models, restarts, sweeps, training
+from sp_jax.engine import streamed
 from sp_jax.plasticity.methods import METHODS
+from sp_jax.storage.checkpoints import CheckpointError, Store
 from sp_jax.training import Convergence, Trainer
 from sp_jax.types import HParams
 
@@ -29,7 +30,7 @@ REASONS = Convergence(
 def both(trainer, data, num_lanes, *, block_bytes, **options):
     """The resident engine and the streamed one."""
     resident = sweeps.Engine(trainer, data, num_lanes, **options)
-    return resident, streaming.StreamedEngine(trainer, data, num_lanes, block_bytes=block_bytes, **options)
+    return resident, streamed.StreamedEngine(trainer, data, num_lanes, block_bytes=block_bytes, **options)
 
 
 def train(engine, lanes, arrivals, restart):
@@ -50,7 +51,7 @@ def assert_same(engines, lanes, arrivals, restart):
 
 def test_streamed_rounds_are_the_resident_ones_bit_for_bit(monkeypatch):
     """Several rounds, partial last batches, two devices, lanes that stop for each of the reasons and make room."""
-    monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
     engines = both(TRAINER, SMALL, 5, block_bytes=BLOCK, side_by_side=2)
     hparams = HParams(np.float32([0.01, 0.01, 0.01, 0.01, np.inf]), 0.0, 0.5, 0.1)
     lanes = sweeps.make_lanes(range(5), hparams, REASONS, 300)
@@ -79,7 +80,7 @@ def test_a_restart_that_does_not_say_what_it_needs_gets_none():
     def restart(key, state, fresh, *, shrink, noise_scale, batches=None):
         return restarts.make_dash(TRAINER.model)(key, state, fresh, shrink=0.3, noise_scale=0.0, batches=batches)
 
-    engine = streaming.StreamedEngine(TRAINER, SMALL, 1)
+    engine = streamed.StreamedEngine(TRAINER, SMALL, 1)
     lanes = engine.place(group("warm_start", 1, 0, seeds=[0]).lanes)
     with pytest.raises(ValueError, match="DASH needs batches"):
         engine.begin(lanes, engine.init(lanes), restart, 1, 60)
@@ -101,7 +102,7 @@ def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parame
     lanes = group("warm_start", 1, 0, seeds=[0, 1]).lanes
 
     def begin():
-        engine = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=1)  # a batch at least
+        engine = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=1)  # a batch at least
         placed = engine.place(lanes)
         return engine, placed, engine.begin(placed, engine.init(placed), restarts.no_restart, 1, 190)
 
@@ -118,7 +119,7 @@ def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parame
     Store(tmp_path).save(saved, {})
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
     progress = Store(tmp_path).load(Store(tmp_path).resume()[0], like)["lanes"]
-    other = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK)  # four batches of a lane
+    other = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK)  # four batches of a lane
     placed = other.place(lanes)
     jax.tree.map(np.testing.assert_array_equal, whole, end(other, placed, other.place(progress)))
     resident = sweeps.Engine(TRAINER, SMALL, 2)
@@ -127,14 +128,14 @@ def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parame
 
 
 def test_a_streamed_run_that_is_stopped_after_any_block_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # a block each
-    engine = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=1)
+    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # a block each
+    engine = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=1)
     lanes = sweeps.make_lanes([0, 1], HParams(0.01), Convergence.exactly(2), 300)
     groups = [sweeps.Group("g", sweeps.rounds(engine, lanes, restarts.no_restart, (60, 100)))]
 
     def train(folder, stop_after=None):
         chunks, looked = itertools.count(1), []
-        watch = sweeps.Watch(
+        watch = sweeps.Callbacks(
             on_chunk=lambda _, round_, p: looked.append((round_, int(p.epoch[0]), int(p.samples[0]))),
             stop=lambda: next(chunks) == stop_after,
         )
@@ -158,7 +159,7 @@ def test_a_streamed_run_that_is_stopped_after_any_block_goes_on_to_the_same_bits
 
 
 def test_all_rounds_are_one_compile_and_the_device_never_holds_the_data(caplog, monkeypatch):
-    engine = streaming.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK // 2)
+    engine = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK // 2)
     lanes = group("shrink_perturb", 0.5, 0.1, seeds=[0, 1]).lanes
     before, most, block = {id(x) for x in jax.live_arrays()}, [], engine._block
 

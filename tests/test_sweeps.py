@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sp_jax import data, models, restarts, sweeps, training
-from sp_jax.checkpoint import Store
-from sp_jax.filters import layer
 from sp_jax.random import Purpose, key_for
+from sp_jax.storage.checkpoints import Store
 from sp_jax.training import Convergence, Trainer
+from sp_jax.transforms.filters import layer
 from sp_jax.types import Dataset, HParams, StopReason
 
 FULL = data.mixture()
@@ -228,10 +228,10 @@ def test_a_resumed_run_gives_what_an_undisturbed_one_gives(tmp_path):
 
 
 def test_chunks_reach_the_host(monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
     seen = []
     groups = [group("warm_start", 1, 0)]
-    watch = sweeps.Watch(lambda g, r, p: seen.append((len(g), r, p.epoch.max(), p.stop_reason.copy())))
+    watch = sweeps.Callbacks(lambda g, r, p: seen.append((len(g), r, p.epoch.max(), p.stop_reason.copy())))
     found = train(groups, (60,), watch=watch)
     assert [epoch for _, _, epoch, _ in seen] == list(range(1, len(seen) + 1))
     assert len(seen) == max(result.epochs for result in found["warm_start_1_0", 1])
@@ -281,7 +281,7 @@ def test_exactly_no_epochs_only_restarts():
     lanes = sweeps.make_lanes(range(3), HParams(shrink=0.5, noise_scale=0), Convergence.exactly(0), 300)
     engine = sweeps.Engine(TRAINER, SMALL, 3)
     trained, untouched = group("warm_start", 1, 0).lanes, MAKE["shrink_perturb"]
-    both = sweeps.Group("both", (sweeps.Phase(engine, trained, 60), sweeps.Phase(engine, lanes, 60, untouched)))
+    both = sweeps.Group("both", (sweeps.RoundPlan(engine, trained, 60), sweeps.RoundPlan(engine, lanes, 60, untouched)))
     one, two = (found.results for found in sweeps.run([both]))
     assert [(r.epochs, r.samples_seen, r.stop_reason) for r in two] == [(0, 0, "fixed")] * 3
     assert np.isnan(two[0].train_accuracy)
@@ -304,15 +304,15 @@ def test_a_round_may_have_another_optimiser_batch_size_and_data_set():
 
     for rule, shrink, sigma in (("warm_start", 1, 0), ("shrink_perturb", 0.5, 0.1)):
         restart = restarts.make_restart(getattr(restarts, rule), shapes="redraw")
-        phases_ = (sweeps.Phase(first, early, 60), sweeps.Phase(second, late, 200, restart))
-        list(sweeps.run([sweeps.Group("both", phases_)], watch=sweeps.Watch(measure=measure)))
+        phases_ = (sweeps.RoundPlan(first, early, 60), sweeps.RoundPlan(second, late, 200, restart))
+        list(sweeps.run([sweeps.Group("both", phases_)], watch=sweeps.Callbacks(measure=measure)))
         trained, begun = seen[first][1], seen[second][0]
         fresh = jax.jit(jax.vmap(lambda lane: training.init_state(TRAINER, lane, 2)))(late).params
         np.testing.assert_array_equal(begun["head"]["kernel"], fresh["head"]["kernel"])  # of other classes: drawn anew
         body = shrink * trained["hidden_0"]["kernel"] + sigma * fresh["hidden_0"]["kernel"]
         np.testing.assert_allclose(begun["hidden_0"]["kernel"], body, rtol=1e-5, atol=1e-7)
         assert (trained["hidden_0"]["kernel"] != seen[first][0]["hidden_0"]["kernel"]).any()
-    plain = (sweeps.Phase(first, early, 60), sweeps.Phase(second, late, 200, MAKE["shrink_perturb"]))
+    plain = (sweeps.RoundPlan(first, early, 60), sweeps.RoundPlan(second, late, 200, MAKE["shrink_perturb"]))
     with pytest.raises(ValueError, match="head/bias"):
         list(sweeps.run([sweeps.Group("both", plain)]))
 
@@ -322,8 +322,10 @@ def test_a_frozen_body_stays_bit_for_bit_and_its_head_learns():
     engine = sweeps.Engine(trainer, SMALL, 3)
     lanes = sweeps.make_lanes(range(3), HParams(0.1, weight_decay=0.1), Convergence.exactly(2), 300)
     seen = {}
-    watch = sweeps.Watch(measure=lambda phase, _, before, after: seen.update(both=engine.fetch((before, after))) or {})
-    list(sweeps.run([sweeps.Group("head", (sweeps.Phase(engine, lanes, 60),))], watch=watch))
+    watch = sweeps.Callbacks(
+        measure=lambda phase, _, before, after: seen.update(both=engine.fetch((before, after))) or {}
+    )
+    list(sweeps.run([sweeps.Group("head", (sweeps.RoundPlan(engine, lanes, 60),))], watch=watch))
     before, after = (state.params for state in seen["both"])
     jax.tree.map(np.testing.assert_array_equal, before["hidden_0"], after["hidden_0"])
     assert (before["head"]["kernel"] != after["head"]["kernel"]).all()
@@ -335,12 +337,12 @@ def test_rounds_are_shared_as_long_as_groups_are_the_same():
     engine = sweeps.Engine(TRAINER, SMALL, 3)
     slow, fast = (group("warm_start", 1, 0, learning_rate=rate).lanes for rate in (0.001, 0.01))
     warm = MAKE["warm_start"]
-    first, second = sweeps.Phase(engine, fast, 60), sweeps.Phase(engine, fast, 120, warm)
+    first, second = sweeps.RoundPlan(engine, fast, 60), sweeps.RoundPlan(engine, fast, 120, warm)
     made = {
         "short": (first, second),
-        "long": (first, second, sweeps.Phase(engine, fast, 200, warm)),
-        "slow end": (first, sweeps.Phase(engine, slow, 120, warm)),
-        "slow start": (sweeps.Phase(engine, slow, 60), second),
+        "long": (first, second, sweeps.RoundPlan(engine, fast, 200, warm)),
+        "slow end": (first, sweeps.RoundPlan(engine, slow, 120, warm)),
+        "slow start": (sweeps.RoundPlan(engine, slow, 60), second),
     }
     owners = {}
     for found in sweeps.run([sweeps.Group(*item) for item in made.items()]):
@@ -355,7 +357,7 @@ def test_rounds_are_shared_as_long_as_groups_are_the_same():
 
 def test_looking_at_every_epoch_changes_nothing():
     seen = []
-    watch = sweeps.Watch(on_epoch=lambda g, r, lanes, p: seen.append(np.asarray(p.epoch)))
+    watch = sweeps.Callbacks(on_epoch=lambda g, r, lanes, p: seen.append(np.asarray(p.epoch)))
     found = train([group("warm_start", 1, 0)], watch=watch)
     assert found == train([group("warm_start", 1, 0)])
     newest = [0, *np.cumsum([1 + max(r.epochs for r in found["warm_start_1_0", i]) for i in (1, 2, 3)])]
@@ -371,7 +373,7 @@ def test_recurrent_lanes_side_by_side_give_the_results_of_each_alone():
     def losses(seeds, **options):
         engine = sweeps.Engine(trainer, texts, len(seeds), devices=jax.devices()[:1], **options)
         lanes = sweeps.make_lanes(seeds, HParams(0.01), Convergence.exactly(2), 90)
-        (found,) = sweeps.run([sweeps.Group("texts", (sweeps.Phase(engine, lanes, 50),))])
+        (found,) = sweeps.run([sweeps.Group("texts", (sweeps.RoundPlan(engine, lanes, 50),))])
         return [result.train_loss for result in found.results]
 
     together = losses([0, 1], side_by_side=2)

@@ -9,11 +9,15 @@ import pytest
 import safetensors.numpy
 from absl.testing import flagsaver
 
-from experiments import build, grid, report, results, run, trained
-from experiments.settings import Settings, UsageError
-from experiments.spec import Phase
-from sp_jax import data, networks, sweeps, training
-from sp_jax.checkpoint import CheckpointError, Store
+from experiments import report, run, trained
+from experiments.config import sweep
+from experiments.config.settings import Settings, UsageError
+from experiments.records import results
+from experiments.running import builder
+from experiments.specs.base import RoundSpec
+from sp_jax import data, sweeps, training
+from sp_jax.storage import networks
+from sp_jax.storage.checkpoints import CheckpointError, Store
 from sp_jax.types import HParams, RoundResult, TrainState
 
 TINY = {"hidden": "8", "seeds": 2, "rounds": 2, "max_epochs": 3, "pairs": "0.6:0.01"}
@@ -53,7 +57,7 @@ def test_the_newest_round_has_the_parameters_of_the_checkpoint_bit_for_bit(folde
     net = trained.load(folder, **LANE)
     assert net.row["round"] == 2
     store = Store(folder / "checkpoints", write=False)
-    trainer = build.trainer(net.settings, data.mixture())
+    trainer = builder.trainer(net.settings, data.mixture())
     lanes = sweeps.make_lanes(range(2), HParams(), training.Convergence(), net.num_samples)
     like = jax.eval_shape(jax.vmap(lambda lane: training.init_state(trainer, lane, 0)), lanes)
     name = "shrink_perturb_0.6_0.01"
@@ -184,8 +188,8 @@ def test_two_data_sets_and_a_method_that_evaluates_another_network(tmp_path):
 def test_batch_statistics_and_words_come_back(tmp_path, settings):
     """As after a round, without training."""
     dataset = data.load(settings.dataset)
-    member = grid.Grid(settings).members()[0]
-    group = build.Builder({dataset.name: dataset}, {}).group(member, [Phase(settings, 64)])
+    member = sweep.Grid(settings).members()[0]
+    group = builder.Builder({dataset.name: dataset}, {}).group(member, [RoundSpec(settings, 64)])
     params, batch_stats = jax.tree.map(
         lambda x: np.stack([x, x + 0.5]), jax.jit(group.phases[0].engine.trainer.model.init)(KEY)
     )

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sp_jax
-from sp_jax import filters, plasticity
+from sp_jax import plasticity
+from sp_jax.transforms import filters
 
 SPECIAL = np.array([1.5, -0.0, 0.0, np.inf, -np.inf, np.nan, 1e-40, -3.0], np.float32)
 

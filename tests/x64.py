@@ -12,12 +12,13 @@ import optax
 from flax import linen as nn
 
 import sp_jax
-from experiments import build
-from experiments.grid import Grid
-from experiments.settings import RESTARTS, Settings
-from experiments.spec import Phase
-from sp_jax import checkpoint, diagnostics, restarts, sweeps
+from experiments.config.settings import RESTARTS, Settings
+from experiments.config.sweep import Grid
+from experiments.running import builder
+from experiments.specs.base import RoundSpec
+from sp_jax import diagnostics, restarts, sweeps
 from sp_jax.plasticity.methods import METHODS
+from sp_jax.storage import checkpoints
 from sp_jax.types import Dataset
 
 rng = np.random.default_rng(0)
@@ -27,10 +28,10 @@ SMALL = Settings(hidden=(4,), seeds=1, width=2, stage_sizes=(1,), batch_size=8, 
 
 def train(*variants, stream=False, store=None):
     """All cells of some settings through two rounds."""
-    plan = {m: (Phase(s, 20), Phase(s, 30)) for s in variants for m in Grid(s).members()}
+    plan = {m: (RoundSpec(s, 20), RoundSpec(s, 30)) for s in variants for m in Grid(s).members()}
     plan = {m._replace(variant=f"{i},"): phases for i, (m, phases) in enumerate(plan.items())}
-    builder = build.Builder({SMALL.dataset: DATA}, plan, stream=stream)
-    groups = [builder.group(member, phases) for member, phases in plan.items()]
+    made = builder.Builder({SMALL.dataset: DATA}, plan, stream=stream)
+    groups = [made.group(member, phases) for member, phases in plan.items()]
     for finished in sweeps.run(groups, store=store):
         assert np.isfinite(finished.results[0].validation_loss), finished.group.name
     return groups
@@ -54,8 +55,8 @@ def main():
         optimizer_state=["reset_changed"],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        train(*normed, store=checkpoint.Store(folder))
-        assert checkpoint.Store(folder).resume()[0].number == 2
+        train(*normed, store=checkpoints.Store(folder))
+        assert checkpoints.Store(folder).resume()[0].number == 2
     engine, lanes = groups[0].phases[0].engine, groups[0].phases[0].lanes
     placed = engine.place(lanes)
     measure = diagnostics.gradient_norms(engine.trainer)

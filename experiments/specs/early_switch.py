@@ -11,8 +11,8 @@ easy data the damage comes late: none until epoch 30, 2 points at epoch 50. (Wit
     python -m experiments.run --experiment=early_switch --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 
 def _switches(last):

@@ -10,8 +10,8 @@ the warm start ends at 59.2 % validation accuracy, random init at 62.0 %.
     python -m experiments.run --experiment=figure1 --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="figure1",

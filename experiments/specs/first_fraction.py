@@ -9,8 +9,8 @@ Quick: `mixture`, MLP, Adam, fractions 0.1 to 0.9, five seeds; 20 s. Expect: ran
     python -m experiments.run --experiment=first_fraction --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 VARY = ({"first_fraction": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), **presets.WARM}, presets.RANDOM)
 

@@ -10,8 +10,8 @@ most, 3 seeds; minutes. Expect: see `experiments/results/forgetting_quick`.
     python -m experiments.run --experiment=forgetting --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 
 def _grid(sizes, rates):

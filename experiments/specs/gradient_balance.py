@@ -11,8 +11,8 @@ same.
     python -m experiments.run --experiment=gradient_balance --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 RESTARTS = {"restart": ("warm_start", "shrink_perturb"), "pairs": ("0.3:0.01",)}
 

@@ -10,8 +10,8 @@ best random init 61.5 %; no warm setting is shown to match it (the best 60.1 %).
     python -m experiments.run --experiment=hyperparameters --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 
 def _grid(sizes, rates):

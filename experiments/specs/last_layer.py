@@ -10,8 +10,8 @@ Quick: `mixture`, MLP, SGD 0.1, 300 epochs at most, 3 seeds; 13 s. Expect: LL 50
     python -m experiments.run --experiment=last_layer --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 VARY = ({"trained": ("head", "head_then_all", "all"), **presets.WARM}, presets.RANDOM)
 DATASETS = {"dataset": ("cifar10", "svhn_cropped", "cifar100")}

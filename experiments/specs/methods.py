@@ -18,8 +18,8 @@ start 42.8 %, random init 44.5 %, (0.6, 0.01) 43.9 %, FIRE 45.5 %.
     python -m experiments.run --experiment=methods --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 PAIRS = ("0.6:0.01", "0.4:0.1")
 VARY = (

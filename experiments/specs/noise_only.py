@@ -10,8 +10,8 @@ Quick: `mixture`, MLP, SGD 0.1, σ in {0, 1e-3, 1e-2, 1e-1, 2e-1}, 3 seeds; 17 s
     python -m experiments.run --experiment=noise_only --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 NOISE = {"restart": ("random_init", "noise_only", "shrink_perturb"), "shrink": ("1",)}
 

@@ -11,8 +11,8 @@ init 62.1 %, (0.6, 0.01) 76.1 % at half the cost.
     python -m experiments.run --experiment=online --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online",

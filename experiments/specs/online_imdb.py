@@ -13,8 +13,8 @@ On IMDB, with `--preset=paper --seeds=3 --rounds=6 --pairs=0.6:0.01,0.3:0.01`, h
     python -m experiments.run --experiment=online_imdb --preset=paper
 """
 
-from experiments import schedules
-from experiments.spec import Experiment
+from experiments.specs import schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_imdb",

@@ -9,8 +9,8 @@ network 76.1 %.
     python -m experiments.run --experiment=online_last_layer --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_last_layer",

@@ -12,8 +12,8 @@ start 43.1 %, random init 46.4 %, (0.4, 0.1) 47.5 % at 0.77 of random init's sam
     python -m experiments.run --experiment=online_mlp --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_mlp",

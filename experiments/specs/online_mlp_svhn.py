@@ -8,8 +8,8 @@ Quick: `mixture_source`, MLP 100-100 ReLU, three pairs; 25 s. Expect: the same o
     python -m experiments.run --experiment=online_mlp_svhn --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_mlp_svhn",

@@ -9,8 +9,8 @@ start 54.3 %, random init 62.1 %, (0.6, 0.01) 64.5 %; every round costs the same
     python -m experiments.run --experiment=online_schedule --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_schedule",

@@ -9,8 +9,8 @@ Quick: `mixture_source`, otherwise as `online`; 25 s. Expect: warm start 58.5 %,
     python -m experiments.run --experiment=online_svhn --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_svhn",

@@ -9,8 +9,8 @@ Quick: `mixture`, MLP 100-100 tanh, three pairs; 25 s. Expect: warm start 59.2 %
     python -m experiments.run --experiment=online_weight_decay --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_weight_decay",

@@ -9,8 +9,8 @@ Quick: `mixture_source`, MLP 100-100 tanh, three pairs; 25 s. Expect: warm start
     python -m experiments.run --experiment=online_weight_decay_svhn --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="online_weight_decay_svhn",

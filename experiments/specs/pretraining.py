@@ -12,8 +12,8 @@ worse does not hold there.
     python -m experiments.run --experiment=pretraining --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 SHRINK = {"shrink": ("0.3", "0.6", "0.9"), "noise_scale": ("1e-5", "1e-4", "1e-3", "1e-2", "1e-1")}
 

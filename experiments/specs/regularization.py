@@ -10,8 +10,8 @@ L2 1e-2, which is not trained to the threshold, and 1e-1, which cannot learn.
     python -m experiments.run --experiment=regularization --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 BASELINES = {"restart": ("warm_start", "random_init")}
 PENALTIES = (

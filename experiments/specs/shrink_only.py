@@ -11,8 +11,8 @@ ResNet nothing down to 0.3.
     python -m experiments.run --experiment=shrink_only --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 SHRINK = {
     "restart": ("shrink_perturb",), "noise_scale": ("0",), "activation": "relu",

@@ -10,8 +10,8 @@ tenth.
     python -m experiments.run --experiment=static --preset=paper
 """
 
-from experiments import presets, schedules
-from experiments.spec import Experiment
+from experiments.specs import presets, schedules
+from experiments.specs.base import Experiment
 
 SHRINK = {"restart": ("shrink_perturb",), "shrink": ("0.8", "0.6", "0.4", "0.2"), "noise_scale": ("0.01",)}
 

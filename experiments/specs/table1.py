@@ -15,8 +15,8 @@ warm by SGD (neither converged), 41.0 % and 39.0 % by Adam; logistic regression 
     python -m experiments.run --experiment=table1 --preset=paper --dataset=cifar10 --model=logistic,mlp --max_epochs=100
 """
 
-from experiments import schedules
-from experiments.spec import Experiment
+from experiments.specs import schedules
+from experiments.specs.base import Experiment
 
 PAPER = {
     "dataset": ("cifar10", "svhn_cropped", "cifar100"),

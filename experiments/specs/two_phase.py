@@ -9,8 +9,8 @@ init.
     python -m experiments.run --experiment=two_phase --preset=paper
 """
 
-from experiments import schedules
-from experiments.spec import Experiment
+from experiments.specs import schedules
+from experiments.specs.base import Experiment
 
 EXPERIMENT = Experiment(
     name="two_phase",

@@ -7,11 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sp_jax import filters
-from sp_jax.filters import embeddings, is_changeable, path_name, pick
 from sp_jax.plasticity.arrays import check_output_axis, exponential_average, unit_vectors, widen
 from sp_jax.plasticity.kinds import Kinds, axis_roles, vector_axes
-from sp_jax.transforms import check_fraction, check_same, check_shrink, like
+from sp_jax.transforms import check_fraction, check_same, check_shrink, filters, like
+from sp_jax.transforms.filters import embeddings, is_changeable, path_name, pick
 
 
 def average_gradient(average: chex.ArrayTree, gradient: chex.ArrayTree, *, decay: chex.Numeric = 0.3) -> chex.ArrayTree:

@@ -7,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sp_jax.filters import Filter, kernels, path_name, pick
 from sp_jax.plasticity.arrays import check_output_axis, unit_vectors
 from sp_jax.plasticity.kinds import ROLES, Kinds, axis_roles
 from sp_jax.transforms import like
+from sp_jax.transforms.filters import Filter, kernels, path_name, pick
 
 _matrices = kernels & Filter(lambda path, leaf: jnp.ndim(leaf) >= 2)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sp_jax.filters import is_changeable
 from sp_jax.plasticity.arrays import exponential_average, widen
 from sp_jax.transforms import check_fraction, check_same
+from sp_jax.transforms.filters import is_changeable
 
 
 class HareTortoiseState(NamedTuple):

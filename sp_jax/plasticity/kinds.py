@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.filters import biases, by_layer, is_changeable, layer, layer_of, matches, norms, path_name, some_paths
+from sp_jax.transforms.filters import (
+    biases,
+    by_layer,
+    is_changeable,
+    layer,
+    layer_of,
+    matches,
+    norms,
+    path_name,
+    some_paths,
+)
 
 ROLES = ("stacked", "spatial", "in", "out")
 Kinds = Mapping[str | Callable, tuple[str, ...]]  # from the name of a layer, or a filter, to its kernel's axes

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sp_jax.filters import is_changeable
-from sp_jax.optimizer_state import reset_changed
 from sp_jax.plasticity.continual_backprop import continual_backprop as replace_least_useful
 from sp_jax.plasticity.continual_backprop import init_utility, is_any_due
 from sp_jax.plasticity.hare_tortoise import follow, jumps
 from sp_jax.plasticity.redo import redo as replace_dormant
 from sp_jax.plasticity.units import Link, without_biases
+from sp_jax.transforms.filters import is_changeable
+from sp_jax.transforms.optimizer_state import reset_changed
 from sp_jax.types import Model
 
 HARE_EPOCHS = 10  # Hare and Tortoise: epochs between two jumps

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.filters import is_changeable, path_name, some_paths
 from sp_jax.transforms import check_same, like
+from sp_jax.transforms.filters import is_changeable, path_name, some_paths
 
 KERNEL, SCALE, BIAS = ("kernel", "w"), ("scale",), ("bias", "b", "offset")  # names in Flax and in Haiku
 

@@ -1,0 +1,1 @@
+"""Choices, settings, sweeps and flags: what a run is asked to do."""

@@ -1,0 +1,159 @@
+"""What `--help` shows: every flag in its theme, with the paper's symbol, its unit and its default."""
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from absl import flags
+
+from experiments.config.settings import FIELDS
+
+WIDTH, INDENT = 110, 26
+
+
+class Entry(NamedTuple):
+    """What a flag's own text does not say."""
+
+    unit: str = ""  # of numbers
+    symbol: str = ""  # the paper's, or this project's where it has none
+    default: str = ""  # in words, where the flag's own is None
+
+
+GROUPS: Mapping[str, Mapping[str, Entry]] = {
+    "the experiment": {
+        "experiment": Entry(default="online"),
+        "preset": Entry(default="quick"),
+        "list": Entry(),
+        "dry_run": Entry(),
+        "seeds": Entry("lanes of each cell"),
+        "rounds": Entry("rounds", default="all"),
+    },
+    "the data": {
+        "dataset": Entry(),
+        "samples_per_round": Entry("samples", "k", "1000, or 1/16 of a small data set"),
+        "first_fraction": Entry("fraction"),
+        "source": Entry(),
+        "fraction": Entry("fraction"),
+        "data_dir": Entry(default="TFDS_DATA_DIR, else ~/tensorflow_datasets"),
+        "cache_dir": Entry(default="~/.cache/sp_jax"),
+    },
+    "the network": {
+        "model": Entry(),
+        "hidden": Entry("units"),
+        "activation": Entry(),
+        "bias": Entry(),
+        "width": Entry("channels or units"),
+        "stage_sizes": Entry("blocks"),
+        "init": Entry(),
+    },
+    "training": {
+        "optimizer": Entry(),
+        "learning_rate": Entry("per step", "η"),
+        "batch_size": Entry("samples"),
+        "decay_every": Entry("epochs", default="never"),
+        "weight_decay": Entry("times θ"),
+        "penalty": Entry(),
+        "penalty_strength": Entry("times nats, or pixels", "β, ε"),
+        "method": Entry(),
+        "method_strength": Entry("the method's own", "c, μ, τ, ρ", "as published"),
+        "trained": Entry(),
+        "first_learning_rate": Entry("per step", "η", "as the second's"),
+        "first_batch_size": Entry("samples", default="as the second's"),
+    },
+    "the restart between rounds, θ ← λ·θ + σ·(a freshly drawn network)": {
+        "restart": Entry(),
+        "pairs": Entry("fraction:factor", "λ:σ"),
+        "shrink": Entry("fraction", "λ", "that of --pairs"),
+        "noise_scale": Entry("factor", "σ", "that of --pairs"),
+        "noise": Entry(),
+        "statistics": Entry(),
+        "optimizer_state": Entry(),
+        "restart_first": Entry(),
+    },
+    "the end of a round": {
+        "train_accuracy": Entry("fraction"),
+        "patience": Entry("epochs"),
+        "max_epochs": Entry("epochs"),
+        "epochs": Entry("epochs", default="to convergence"),
+        "first_epochs": Entry("epochs", default="to convergence"),
+    },
+    "the run and its files": {
+        "workdir": Entry(default="runs/<experiment>-<time>, a new folder"),
+        "resume": Entry(),
+        "checkpoint_seconds": Entry("seconds"),
+        "curves": Entry(),
+        "keep_networks": Entry(),
+        "tensorboard": Entry(),
+    },
+    "speed and devices": {
+        "precision": Entry(),
+        "stream": Entry(default="where the data do not fit"),
+        "devices_per_lane": Entry("devices"),
+        "side_by_side": Entry("lanes", default="one on a CPU, else as measured"),
+        "coordinator": Entry(default="one host"),
+        "num_processes": Entry("hosts", default="one"),
+        "process_id": Entry("hosts before it", default="none"),
+        "join_seconds": Entry("seconds"),
+    },
+    "the measurement of speed": {
+        "case": Entry(),
+        "against": Entry(),
+        "lanes": Entry("lanes", default="1 and 8; ResNets 1 and 2; the experiment 1 and 5"),
+        "cores": Entry("CPU devices", default="one a core"),
+        "repeats": Entry("measurements"),
+        "seconds": Entry("seconds"),
+        "millions": Entry("million parameters"),
+    },
+}
+SYNONYMS = {  # what flags are called elsewhere
+    "batch": "batch_size",
+    "data": "dataset",
+    "lambda": "shrink",
+    "logdir": "workdir",
+    "lr": "learning_rate",
+    "num_epochs": "epochs",
+    "num_rounds": "rounds",
+    "num_seeds": "seeds",
+    "output_dir": "workdir",
+    "sigma": "noise_scale",
+}
+_ENTRIES = {flag: entry for group in GROUPS.values() for flag, entry in group.items()}
+
+
+def page(about: str, defined: Iterable[flags.Flag]) -> str:
+    """The help of a binary.
+
+    Args:
+      about: its module's docstring, examples included.
+      defined: its flags.
+
+    Returns:
+      The text: what it is about, then its flags by theme; those without one stand last.
+    """
+    own = {flag.name: flag for flag in defined}
+    groups = {name: [own[flag] for flag in group if flag in own] for name, group in GROUPS.items()}
+    groups["more"] = [flag for flag in own.values() if flag.name not in _ENTRIES]
+    parts = [f"{name}\n" + "\n".join(map(_lines, found)) for name, found in groups.items() if found]
+    hint = "Lists have commas and no spaces. --helpfull adds the flags of the libraries."
+    return "\n\n".join([about.strip(), *parts, hint])
+
+
+def default(flag: flags.Flag) -> str:
+    """A flag's default as it would be typed, or in words; empty where it has none."""
+    value = FIELDS[flag.name].default if flag.name in FIELDS else flag.default
+    if value is None:
+        return _ENTRIES.get(flag.name, Entry()).default
+    if flag.boolean:
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _lines(flag):
+    """`--flag   symbol [unit] meaning. Default …`, over several lines."""
+    entry = _ENTRIES.get(flag.name, Entry())
+    meaning = FIELDS[flag.name].metadata["help"] if flag.name in FIELDS else flag.help
+    signs = (entry.symbol, f"[{entry.unit}]" * bool(entry.unit))
+    text = " ".join(word for word in (*signs, meaning, f"Default {default(flag)}.") if word)
+    first, *rest = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)
+    name = f"  --{'[no]' * flag.boolean}{flag.name}"
+    return "\n".join([f"{name:{INDENT}}{first}", *(" " * INDENT + line for line in rest)])

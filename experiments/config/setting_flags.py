@@ -1,0 +1,83 @@
+"""The flags of every binary that trains: one for each field of `Settings`, and the folders of the data."""
+
+import dataclasses
+
+from absl import flags
+
+from experiments.config.settings import FIELDS, UsageError, parse_list, parse_sizes
+from experiments.config.sweep import Product
+from sp_jax import data
+from sp_jax.data import samples, tfds_sets
+from sp_jax.types import Dataset
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's folder.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded samples.")
+
+_LISTS = ("restart", "pairs", "shrink", "noise_scale")
+_SIZES = ("hidden", "stage_sizes")
+_ONE = ("seeds", "rounds", "samples_per_round", "curves", "keep_networks")  # an experiment has one of these
+
+
+def _define(field: dataclasses.Field):
+    """A flag for a setting; its value is None where it was not given."""
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    meaning = field.metadata["help"] + ("" if default is None else f" Default {default}.")
+    define = flags.DEFINE_bool if field.type is bool else flags.DEFINE_string
+    return define(field.name, None, meaning)
+
+
+_SETTINGS = [_define(field) for field in FIELDS.values()]
+
+
+def settings() -> Product:
+    """The settings that were given as flags, each with its value, or its values where it was given several.
+
+    Raises:
+      UsageError: an empty list, or what is no number where one is expected.
+    """
+    found = {flag.name: _parse(FIELDS[flag.name], flag.value) for flag in _SETTINGS if flag.value is not None}
+    if "pairs" in found:
+        if "shrink" in found or "noise_scale" in found:
+            raise UsageError("--pairs names each λ:σ, --shrink and --noise_scale span a grid; give one or the other")
+        found |= {"shrink": (None,), "noise_scale": (None,)}  # an experiment's own grid gives way
+    return found
+
+
+def _parse(field, value):
+    """A flag's values."""
+    flag, name = f"--{field.name}", field.name
+    if name in _LISTS:
+        return (parse_list(flag, value),)
+    if name in _SIZES:
+        return (parse_sizes(flag, value),)
+    if field.type is bool:
+        return (value,)
+    values = tuple(_number(flag, field.type, item) for item in parse_list(flag, str(value)))
+    if len(values) > 1 and name in _ONE:
+        raise UsageError(f"{flag} takes one value, got {value}")
+    return values
+
+
+def _number(flag, type_, text):
+    """The text as what the setting is: int, float or str."""
+    kind, meaning = {
+        int: (int, "a whole number"), int | None: (int, "a whole number"),
+        float: (float, "a number"), float | None: (float, "a number"),
+    }.get(type_, (str, ""))  # fmt: skip
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{flag} must be {meaning}, got {text}") from None
+
+
+def dataset(name: str) -> Dataset:
+    """A data set from the folders that the flags name, looked at: a class without samples gets a line in the log.
+
+    Raises:
+      DataError: it cannot be had, or its samples are not as they must be.
+    """
+    if _DATA_DIR.value is not None:
+        tfds_sets.data_folder(_DATA_DIR.value)  # a mistake here is one, whatever the data set
+    found = data.load(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
+    samples.check(found)
+    return found

@@ -1,0 +1,130 @@
+"""The grid of an experiment: variants of its settings, and in each the cells of its restarts."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.config.settings import FIELDS, RestartSetting, Settings, UsageError, as_value
+
+Product = Mapping[str, tuple]  # setting -> the values that it takes
+
+
+class Trial(NamedTuple):
+    """One cell of one variant: what a group of lanes trains."""
+
+    settings: Settings
+    cell: RestartSetting
+    variant: str  # what is special about the settings: "batch_size=16,"; empty where there is one variant
+
+    @property
+    def name(self) -> str:
+        """Unique in a grid; names the checkpoint."""
+        return self.variant.replace("/", "-") + self.cell.name
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.variant}{self.cell.restart} λ={self.cell.shrink} σ={self.cell.noise_scale}"
+
+
+class Grid(NamedTuple):
+    """The variants of an experiment: a base, and a union of products of settings that vary."""
+
+    base: Settings
+    vary: tuple[Product, ...] = ({},)
+
+    @property
+    def variants(self) -> tuple[Settings, ...]:
+        """Each once."""
+        made = (
+            dataclasses.replace(self.base, **dict(zip(product, values, strict=True)))
+            for product in self.vary
+            for values in itertools.product(*product.values())
+        )
+        return tuple(dict.fromkeys(made))
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The settings that are not the same in all variants, and a method that is at work in all of them; which
+        restarts a variant has is no such setting."""
+        variants = self.variants
+        grids = ("restart", "pairs", "shrink", "noise_scale")
+        values = {f: {getattr(v, f) for v in variants} for f in FIELDS if f not in grids}
+        always = {"method": {"none"}, "method_strength": {None}}
+        return tuple(f for f, found in values.items() if len(found) > 1 or found != always.get(f, found))
+
+    def members(self) -> tuple[Trial, ...]:
+        """Every cell of every variant, each once."""
+        found, varied = {}, self.varied
+        for settings in self.variants:
+            variant = "".join(f"{field}={several([getattr(settings, field)])}," for field in varied)
+            members = (Trial(settings, cell, variant) for cell in settings.cells())
+            found |= {member.name: member for member in members}
+        return tuple(found.values())
+
+    def values(self, field: str) -> tuple:
+        """The values that a setting takes, each once."""
+        return tuple(dict.fromkeys(getattr(settings, field) for settings in self.variants))
+
+    def asked(self, field: str) -> tuple:
+        """The values that a flag of this setting would have given: those that vary, else the base's."""
+        varied = dict.fromkeys(value for product in self.vary for value in product.get(field, ()))
+        return tuple(varied) or (getattr(self.base, field),)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        vary = [{name: list(values) for name, values in product.items()} for product in self.vary]
+        return {"settings": self.base.to_json(), "vary": vary}
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> "Grid":
+        """The reverse of `to_json`."""
+        vary = tuple(
+            {name: as_value(values) for name, values in product.items()} for product in config.get("vary", [{}])
+        )
+        return cls(Settings.from_json(config["settings"]), vary)
+
+
+def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
+    """The grid of a preset and of the flags that were given.
+
+    Args:
+      preset: settings; under `vary` a tuple of products. No `vary` is one product of nothing.
+      explicit: each flag's value, or its values where several were given. A setting that the preset varies takes these
+        values instead, in the products that vary it; others that have several vary in all products.
+
+    Returns:
+      The `Grid`.
+
+    Raises:
+      UsageError: a value that makes no sense.
+    """
+    base = {name: value for name, value in preset.items() if name != "vary"}
+    products = preset.get("vary", ({},))
+    others = {name: values for name, values in explicit.items() if not any(name in product for product in products)}
+    base |= {name: values[0] for name, values in others.items()}
+    several = {name: values for name, values in others.items() if len(values) > 1}
+    overridden = (_override(product, explicit) for product in products)
+    vary = tuple(product | several for product in overridden if product is not None)
+    if not vary:
+        own = [name for product in products for names in product["restart"] for name in names]
+        raise UsageError(f"--restart leaves nothing of this experiment, which has {', '.join(dict.fromkeys(own))}")
+    grid = Grid(Settings(**base), vary)
+    _ = grid.variants  # each is checked as it is made
+    return grid
+
+
+def several(values: Sequence[Any]) -> str:
+    """Values as they are typed, with commas."""
+    return ",".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+
+
+def _override(product, explicit):
+    """A product with the flags' values in place of its own; None where no restart of its own is asked for."""
+    made = {name: explicit.get(name, values) for name, values in product.items()}
+    if "restart" in product and "restart" in explicit:  # restarts of other products stay there
+        (own,), (asked,) = product["restart"], explicit["restart"]
+        made["restart"] = (tuple(name for name in asked if name in own),)
+        return made if made["restart"][0] else None
+    return made

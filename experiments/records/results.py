@@ -1,0 +1,268 @@
+"""`results.csv`, tidy, one row for each lane and round, and `curves.csv`, long; appended as rounds end."""
+
+import contextlib
+import csv
+import io
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from experiments.config.settings import UsageError
+from experiments.config.sweep import Trial
+from sp_jax.storage.atomic import write_whole
+from sp_jax.sweeps import Finished
+
+COLUMNS = (
+    "experiment", "dataset", "model", "optimizer", "batch_size", "learning_rate", "weight_decay", "restart", "shrink",
+    "noise_scale", "seed", "round", "num_train", "epochs", "samples_seen", "converged", "stop_reason",
+    "train_accuracy", "train_loss", "validation_accuracy", "validation_loss", "seconds", "lanes",
+)  # fmt: skip
+CURVE_COLUMNS = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")
+MEASURED = COLUMNS[COLUMNS.index("num_train") :]  # the others say which row it is
+INTEGERS = ("batch_size", "seed", "round", "num_train", "epochs", "samples_seen", "lanes")
+FLOATS = (
+    "learning_rate", "weight_decay", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss",
+    "seconds",
+)  # fmt: skip
+SIMILARITIES = ("pearson", "cosine", "spearman", "distance")  # more columns, where an experiment measures them
+
+Row = dict[str, Any]
+_KINDS = {**dict.fromkeys(INTEGERS, int), **dict.fromkeys((*FLOATS, *SIMILARITIES), float), "converged": "true".__eq__}
+
+
+def rows(experiment: str, member: Trial, varied: Sequence[str], finished: Finished) -> list[Row]:
+    """The rows of a group that has finished a round, values as text.
+
+    Args:
+      experiment: its name.
+      member: of the grid.
+      varied: settings that differ between the members; those that are no columns anyway are added at the end.
+      finished: what the lanes report.
+
+    Returns:
+      A row for each lane.
+    """
+    shared = _shared(experiment, member, varied)
+    made = []
+    for i, result in enumerate(finished.results):
+        measures = {name: float(values[i]) for name, values in finished.measures.items()}
+        row = shared | result._asdict() | {"converged": result.converged} | measures
+        row["seconds"] = f"{result.seconds:.3f}"
+        columns = (*COLUMNS, *extra(varied), *measures)
+        made.append({name: text(row[name]) for name in columns})
+    return made
+
+
+def curve_rows(
+    experiment: str, member: Trial, varied: Sequence[str], round_: int, found: Iterable[tuple[int, int, str, float]]
+) -> list[Row]:
+    """Rows of `curves.csv`; `found` are (seed, epoch, name, value) of one round."""
+    shared = _shared(experiment, member, varied)
+    columns = (*CURVE_COLUMNS, *_identity(varied))
+    names = ("seed", "epoch", "name", "value")
+    made = (shared | {"round": round_} | dict(zip(names, each, strict=True)) for each in found)
+    return [{name: text(row[name]) for name in columns} for row in made]
+
+
+def _shared(experiment, member, varied):
+    names = {"dataset", "model", "optimizer", "batch_size", "learning_rate", "weight_decay", *varied}
+    return {"experiment": experiment, **member.cell._asdict(), **{n: getattr(member.settings, n) for n in names}}
+
+
+def extra(varied: Sequence[str]) -> tuple[str, ...]:
+    """The columns that an experiment adds to `results.csv` for its varied settings."""
+    return tuple(name for name in varied if name not in COLUMNS)
+
+
+def _identity(varied):
+    """What an experiment adds to `curves.csv`."""
+    return tuple(name for name in varied if name not in CURVE_COLUMNS)
+
+
+class Sound(NamedTuple):
+    """How much of a file a checkpoint vouches for."""
+
+    size: int = 0  # bytes, from the beginning
+    checksum: int = 0  # CRC-32 of them
+
+
+NOTHING = Sound()
+
+
+class Table:
+    """A CSV file, opened for a run: what it holds is never written again, and rows are appended whole."""
+
+    def __init__(
+        self, path: pathlib.Path, columns: Sequence[str], measured: Sequence[str] = MEASURED, sound: Sound = NOTHING
+    ):
+        """Opens the file, or makes it; what was not written to its end is dropped.
+
+        Args:
+          path: of the file.
+          columns: of its header.
+          measured: those that do not say which row it is.
+          sound: what must be there; rows after it are trained again where they are damaged.
+
+        Raises:
+          UsageError: the file has another header, is not what was written, or cannot be written.
+        """
+        self._path, self._columns = path, tuple(columns)
+        self._key = tuple(name for name in columns if name not in measured)
+        found, header = path.read_bytes() if path.exists() else b"", _line(columns).encode()
+        if not (found.startswith(header) or header.startswith(found)):
+            raise UsageError(f"{path} has other columns than this program writes; choose another --workdir")
+        if len(found) < sound.size or zlib.crc32(found[: sound.size]) != sound.checksum:
+            raise UsageError(
+                f"{path} has lost or changed rows since this run wrote it; restore it from a copy, or start again in "
+                "another --workdir"
+            )
+        self._sound, self._written = Sound(len(header), zlib.crc32(header)), set()
+        if found.startswith(header):
+            self._take(found)
+            if self._sound.size < sound.size:
+                raise UsageError(f"{path} is damaged in row {len(self._written) + 1}; restore it from a copy")
+        self._repair(found, header)
+
+    @classmethod
+    def results(
+        cls, path: pathlib.Path, varied: Sequence[str], measures: Sequence[str], sound: Sound = NOTHING
+    ) -> "Table":
+        """`results.csv` of an experiment."""
+        return cls(path, (*COLUMNS, *extra(varied), *measures), (*MEASURED, *measures), sound)
+
+    @classmethod
+    def curves(cls, path: pathlib.Path, varied: Sequence[str], sound: Sound = NOTHING) -> "Table":
+        """`curves.csv` of an experiment."""
+        return cls(path, (*CURVE_COLUMNS, *_identity(varied)), ("value",), sound)
+
+    @property
+    def sound(self) -> Sound:
+        """What the file holds now, all of it on the disk."""
+        return self._sound
+
+    def missing(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows that the file does not hold yet."""
+        return [row for row in rows if self._key_of(row) not in self._written]
+
+    def append(self, new: Sequence[Row]) -> list[Row]:
+        """Appends the rows that the file does not hold yet, all or none, and waits until they are on the disk.
+
+        Returns:
+          Those rows.
+
+        Raises:
+          UsageError: they cannot be written.
+        """
+        new = self.missing(new)
+        if not new:
+            return []
+        lines = "".join(_line([row[name] for name in self._columns]) for row in new).encode()
+        with _one_line(self._path), open(self._path, "r+b") as file:
+            try:
+                file.seek(self._sound.size)
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self._path, self._sound.size)
+                raise
+        self._sound = Sound(self._sound.size + len(lines), zlib.crc32(lines, self._sound.checksum))
+        self._written.update(map(self._key_of, new))
+        return new
+
+    def _take(self, found):
+        """Books the rows of the file up to the first that is not whole."""
+        for line in found[self._sound.size :].splitlines(keepends=True):
+            values = next(csv.reader([line.decode(errors="replace")]), [])
+            if not line.endswith(b"\n") or len(values) != len(self._columns) or "\0" in line.decode(errors="replace"):
+                return
+            self._sound = Sound(self._sound.size + len(line), zlib.crc32(line, self._sound.checksum))
+            self._written.add(self._key_of(dict(zip(self._columns, values, strict=True))))
+
+    def _repair(self, found, header):
+        """Makes the file what `sound` says."""
+        with _one_line(self._path):
+            if not found.startswith(header):
+                write_whole(self._path, header.decode())
+            elif len(found) != self._sound.size:
+                os.truncate(self._path, self._sound.size)
+
+    def _key_of(self, row):
+        return tuple(row[name] for name in self._key)
+
+
+@contextlib.contextmanager
+def _one_line(path):
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise UsageError(
+            f"cannot write {path} ({reason}); what it held is as it was: make room, then go on with --resume"
+        ) from None
+
+
+def read(path: pathlib.Path) -> list[Row]:
+    """The rows of a `results.csv`, numbers as numbers; λ and σ stay the text that was typed.
+
+    Raises:
+      UsageError: no such file, or not one of these.
+    """
+    return _read(path, INTEGERS, FLOATS, lambda row: {"converged": row["converged"] == "true"})
+
+
+def seconds(rows: Sequence[Row]) -> float:
+    """How long all lanes of a run have trained, in s; rounds that several cells share count once."""
+    shared = ("seed", "round", "seconds", "lanes", "samples_seen", "validation_loss")
+    once = {tuple(text(row[name]) for name in shared): row["seconds"] / row["lanes"] for row in rows}
+    return sum(once.values())
+
+
+def read_curves(path: pathlib.Path) -> list[Row]:
+    """The rows of a `curves.csv`, numbers as numbers; none where there is no such file.
+
+    Raises:
+      UsageError: it is damaged.
+    """
+    return _read(path, ("seed", "round", "epoch"), ("value",), lambda row: {}) if path.is_file() else []
+
+
+def parse(row: Row) -> Row:
+    """A row of `results.csv`, or a part of one, numbers as numbers; λ and σ stay the text that was typed.
+
+    Raises:
+      ValueError: a number that is none.
+    """
+    return {name: _KINDS.get(name, str)(value) for name, value in row.items()}
+
+
+def _read(path, integers, floats, more):
+    if not path.is_file():
+        raise UsageError(f"there is no {path}: name a folder that experiments.run has written to")
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+        try:
+            numbers = {name: int(row[name]) for name in integers} | {name: float(row[name]) for name in floats}
+            measures = {name: float(row[name]) for name in SIMILARITIES if name in row}
+            found.append(row | numbers | measures | more(row))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} is damaged in row {len(found) + 1} ({error}); restore it from a copy") from None
+    return found
+
+
+def text(value: Any) -> str:
+    """A value as it stands in a file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def _line(values) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(values)
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""From what a run has left to tables, figures and verdicts; never trains."""

@@ -1,0 +1,16 @@
+"""The few plots that serve every figure: PNG and SVG, in one style.
+
+All have one signature, (rows, curves, folder, **options) -> the PNGs written, save that `beside_the_paper` takes the
+paper's numbers for curves. The first line of each docstring is the figure's caption in a report.
+"""
+
+from experiments.reporting.plotting.epochs import gradient_norms, learning_curves
+from experiments.reporting.plotting.fronts import pareto
+from experiments.reporting.plotting.grids import beside_the_paper, heat_maps
+from experiments.reporting.plotting.lines import against, early_switch, regularization, rounds
+from experiments.reporting.plotting.points import final, scatter
+
+__all__ = [
+    "against", "beside_the_paper", "early_switch", "final", "gradient_norms", "heat_maps", "learning_curves", "pareto",
+    "regularization", "rounds", "scatter",
+]  # fmt: skip

@@ -1,0 +1,140 @@
+"""What all plots share: colours that the colour-blind tell apart, markers and dashes that grey keeps apart."""
+
+import functools
+import pathlib
+import re
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments.records.results import Row
+from experiments.reporting.summary import Line, seeds_of, sound
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe and Ito
+MARKERS = "os^Dv<>P"
+DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (4, 1)))
+MOST_LINES = len(COLOURS)
+BASELINES = ("warm_start", "random_init")
+SYNTHETIC = ("mixture", "mixture_source", "textures", "reviews")
+
+ACCURACY, ROUND_COST = "validation accuracy (%)", "samples visited in the round (thousands)"
+SHRINK, NOISE_SCALE = "λ (shrink)", "σ (noise scale)"
+MANY_POINTS = 2_000  # a scatter of more is drawn as pixels, so that its SVG stays small
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
+
+
+def of_sound_lanes(draw):
+    """Makes a plot leave out the lanes that ended by NaN, and draw nothing where no other is left."""
+
+    @functools.wraps(draw)
+    def drawn(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, **options) -> list[pathlib.Path]:
+        kept = sound(rows)
+        return draw(kept, sound(rows, curves), folder, **options) if kept else []
+
+    return drawn
+
+
+def line_style(i: int) -> dict:
+    """Colour, marker and dashes of the i-th line; where colours come again, they do so with other markers."""
+    other = i + 3 * (i // MOST_LINES)
+    return {
+        "color": COLOURS[i % MOST_LINES],
+        "marker": MARKERS[other % MOST_LINES],
+        "linestyle": DASHES[other % MOST_LINES],
+    }
+
+
+def line_styles(lines: Sequence[Line]) -> list[dict]:
+    """Styles of a figure's lines; where it has one warm start and one random init, theirs are those of all figures."""
+    restarts = [line.cell.restart for line in lines]
+    if any(restarts.count(name) > 1 for name in BASELINES):
+        return [line_style(i) for i in range(len(lines))]
+    others = iter(range(len(BASELINES), len(BASELINES) + len(lines)))
+    return [line_style(BASELINES.index(name) if name in BASELINES else next(others)) for name in restarts]
+
+
+def panels(
+    title: str, count: int = 2, height: float = 4.2, *, width: float = 5, rows: int = 1, **options
+) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with so many panels side by side, in so many rows, each about this wide and high (inches)."""
+    width = max(7, min(15, width * count))
+    figure = Figure(figsize=(width, rows * height), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=11)
+    found = np.atleast_1d(figure.subplots(rows, count, **options)).ravel()
+    for axes in found:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, found
+
+
+def title(rows: Sequence[Row]) -> str:
+    """Experiment, data, model, optimiser and seeds."""
+    count = seeds_of(rows)
+    datasets = [d + " (synthetic)" * (d in SYNTHETIC) for d in _values(rows, "dataset")]
+    seeds = f"{count} seeds, mean ± sample deviation" if count > 1 else "1 seed"
+    what = ", ".join(" and ".join(values) for values in (datasets, _values(rows, "model"), _values(rows, "optimizer")))
+    return f"{rows[0]['experiment']}: {what}; {seeds}"
+
+
+def mean_line(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], **style) -> None:
+    """A line of means with a band of one sample deviation; `values` are those of the seeds at each x."""
+    mean = np.array([np.mean(v) for v in values])
+    spread = np.array([deviation(v) for v in values])
+    axes.plot(x, mean, markersize=4, linewidth=1.5, markevery=max(1, len(x) // 16), **style)
+    axes.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.15, lw=0)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample deviation; 0 with one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+    """A legend below all panels, where it hides nothing; the figure grows by its height."""
+    width, height = figure.get_size_inches()
+    wide = {n: sum(max(map(len, part)) + 9 for part in np.array_split(labels, n)) for n in range(1, len(labels) + 1)}
+    columns = max((n for n, letters in wide.items() if letters <= 13 * width), default=1)
+    figure.set_size_inches(width, height + 0.22 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3)
+
+
+def thousands(*axes: Axis) -> None:
+    """Numbers of an axis with commas: 30,000."""
+    for axis in axes:
+        axis.set_major_formatter("{x:,.0f}")
+
+
+def save(figure: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Writes a PNG and, beside it, the same as SVG: equal bytes for equal figures.
+
+    Args:
+      figure: whose layout is settled here.
+      folder: is made.
+      name: of the files; what a file name should not have becomes `_`.
+
+    Returns:
+      The PNG.
+    """
+    path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
+    folder.mkdir(parents=True, exist_ok=True)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels.quantize(128, Image.Quantize.FASTOCTREE).save(path, optimize=True)  # a third of the bytes
+    figure.set_layout_engine("none")  # the PNG's layout stays
+    with matplotlib.rc_context({"svg.hashsalt": "sp_jax"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    return path
+
+
+def _values(rows, name):
+    return list(dict.fromkeys(row[name] for row in rows))

@@ -1,0 +1,236 @@
+"""From names to objects: settings become a model, an optimiser, restarts, groups of lanes."""
+
+import dataclasses
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.config.settings import Settings
+from experiments.config.sweep import Trial
+from experiments.running import multihost
+from experiments.specs.base import RoundSpec
+from sp_jax import models, penalties, restarts, sweeps, training
+from sp_jax.data import text
+from sp_jax.engine import lanes_per_device, streamed
+from sp_jax.plasticity.methods import METHODS
+from sp_jax.transforms import filters
+from sp_jax.types import Dataset, HParams, Model
+
+logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
+
+LAST_LAYER = "head"  # in all our models
+
+# Every setting is compiled into an engine's programs, but for those named here. One that is forgotten costs a compile;
+# one that is named here and should not be would share the programs, and so the results, of another.
+TRACED = (  # arguments of the programs: fields of `HParams` and `Convergence`
+    "learning_rate", "decay_every", "weight_decay", "penalty_strength", "method_strength", "pairs", "shrink",
+    "noise_scale", "train_accuracy", "patience", "max_epochs", "epochs",
+)  # fmt: skip
+OF_RESTARTS = (
+    "noise",
+    "statistics",
+    "optimizer_state",
+)  # compiled into a restart's own program
+ON_HOST = (  # which rounds there are, on what data and with which of the settings above; what is written down
+    "source", "fraction", "restart", "restart_first", "samples_per_round", "first_fraction", "first_learning_rate",
+    "first_batch_size", "first_epochs", "rounds", "curves", "keep_networks",
+)  # fmt: skip
+
+_ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
+_OPTIMIZERS = {"adam": training.adam, "sgd": training.sgd}
+_PER_ENTRY = {"adam": training.adam_per_entry}  # where a method asks for a step count for each entry
+_PRECISIONS = {  # of matrix products and convolutions; parameters and statistics are float32 throughout
+    "float32": {"precision": "highest"},
+    "tf32": {"precision": "tensorfloat32"},
+    "bfloat16": {"dtype": jnp.bfloat16},
+}
+
+
+def model(settings: Settings, data: Dataset) -> Model:
+    """The network, for these inputs and classes."""
+    common = {"initialization": settings.init, **_PRECISIONS[settings.precision]}
+    activation = _ACTIVATIONS[settings.activation]
+    mlp = partial(models.MLP, data.num_classes, activation=activation, use_bias=settings.bias)
+    resnet = partial(models.ResNet, data.num_classes, width=settings.width, stage_sizes=settings.stage_sizes)
+    modules = {
+        "logistic": partial(mlp, hidden=()),
+        "mlp": partial(mlp, hidden=settings.hidden),
+        "resnet18": resnet,
+        "birnn": partial(models.BiRNN, data.num_classes, vocabulary=text.VOCABULARY, width=settings.width),
+    }
+    return models.from_module(modules[settings.model](**common), data.inputs)
+
+
+def trainer(settings: Settings, data: Dataset) -> training.Trainer:
+    """The static side of training."""
+    method, penalty = METHODS[settings.method], getattr(penalties, settings.penalty)
+    optimizer = (_OPTIMIZERS | _PER_ENTRY if method.steps_per_entry else _OPTIMIZERS)[settings.optimizer]
+    if settings.trained == "head":
+        optimizer = training.only(optimizer, filters.layer(LAST_LAYER))
+    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty, method)
+
+
+class Builder:
+    """Makes groups of lanes; what several of them need is made once, and so compiled and put on the devices once."""
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        plan: Mapping[Trial, Sequence[RoundSpec]],
+        *,
+        devices_per_lane: int = 1,
+        stream: bool | None = None,
+        side_by_side: Iterable[int] = (),
+    ):
+        """Args:
+        datasets: by name, all that the groups need.
+        plan: the phases of each member of the grid.
+        devices_per_lane: over how many devices each batch is spread; see `sweeps.Engine`.
+        stream: whether data stay on the host; by default where they would fill more than half of the devices' memory.
+        side_by_side: how many lanes a device trains at once, for the engines in the order in which they are made; for
+          those that it lacks one on a CPU, and what is fastest, measured, on an accelerator.
+        """
+        self._datasets, self._devices_per_lane, self._stream = dict(datasets), devices_per_lane, stream
+        self.side_by_side, self._given = [], iter(side_by_side)  # those of the engines made
+        self._members = Counter(key for phases in plan.values() for key in {static(p.settings) for p in phases})
+        self._made = {}
+
+    def group(self, member: Trial, phases: Sequence[RoundSpec]) -> sweeps.Group:
+        """The lanes of a member of the grid, one for each seed, and what they do in each round."""
+        made, before = [], None
+        arrivals = tuple(sorted({phase.num_visible for phase in phases}))
+        for phase in phases:
+            restarting = before is not None or member.settings.restart_first
+            shapes = "same" if before in (None, phase.settings.dataset) else "redraw"
+            restart = self._restart(member, phase, shapes, arrivals) if restarting else restarts.no_restart
+            made.append(
+                sweeps.RoundPlan(self.engine(phase.settings), self._lanes(member, phase), phase.num_visible, restart)
+            )
+            before = phase.settings.dataset
+        return sweeps.Group(member.name, tuple(made))
+
+    def engine(self, settings: Settings) -> sweeps.Engine:
+        """The programs of a static configuration."""
+
+        def make():
+            data = self._datasets[settings.dataset]
+            made = trainer(settings, data)
+            kind = streamed.StreamedEngine if self._streams(data) else sweeps.Engine
+            num_lanes = self._num_lanes(settings, made)
+
+            def at(side_by_side):
+                data, options = self._datasets[settings.dataset], {"devices_per_lane": self._devices_per_lane}
+                engine = kind(made, data, num_lanes, side_by_side=side_by_side, **options)
+                self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
+                return engine
+
+            given = next(self._given, None)
+            engine = at(given)
+            if given is None and engine.side_by_side > 1:
+                engine = lanes_per_device.fastest(at, engine.side_by_side)
+            self.side_by_side.append(engine.side_by_side)
+            return engine
+
+        return self._once(("engine", static(settings)), make)
+
+    def _streams(self, data):
+        """Whether a data set stays on the host."""
+        copies = jax.local_device_count() * (data.inputs.nbytes + data.labels.nbytes)
+        if self._stream is None and copies > memory() // 2:
+            why = f"a copy for each device is {copies / 2**30:.1f} GiB, more than half of {memory() / 2**30:.1f} GiB"
+            logger.info("%s stays on the host and is streamed: %s (--stream, --nostream)", data.name, why)
+        return copies > memory() // 2 if self._stream is None else self._stream
+
+    def _num_lanes(self, settings, made):
+        """All lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""
+        room = memory() // 8 // lane_bytes(made) // settings.seeds
+        return settings.seeds * max(1, min(self._members[static(settings)], room))
+
+    def _restart(self, member, phase, shapes, arrivals):
+        settings, restart = phase.settings, member.cell.restart
+        policies = {"statistics": settings.statistics, "optimizer_state": settings.optimizer_state, "shapes": shapes}
+        engine = self.engine(settings)
+        arrivals = arrivals if restart == "dash" else None  # others share their programs whatever has arrived
+        key = ("restart", restart, *(getattr(settings, name) for name in OF_RESTARTS), shapes, arrivals, id(engine))
+        model = engine.trainer.model
+
+        def make():
+            if restart == "dash":
+                return restarts.make_dash(model, arrivals=arrivals, **policies)
+            return restarts.make_restart(rule(restart, settings.noise), **policies, model=model)
+
+        return self._once(key, make)
+
+    def _lanes(self, member, phase):
+        settings, cell = phase.settings, member.cell
+        hparams = HParams(
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            shrink=float(cell.shrink),
+            noise_scale=float(cell.noise_scale),
+            penalty_strength=settings.penalty_strength,
+            method_strength=_strength(settings),
+            decay_every=settings.decay_every or 0,
+        )
+        convergence = _convergence(settings, phase.epochs)
+        count = len(self._datasets[settings.dataset].labels)
+        key = ("lanes", settings.seeds, hparams, convergence, count)
+        return self._once(str(key), lambda: sweeps.make_lanes(range(settings.seeds), hparams, convergence, count))
+
+    def _once(self, key, make):
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def lane_bytes(made: training.Trainer) -> int:
+    """Of a lane's state: parameters, statistics, and what the optimiser and the method keep."""
+    lanes = sweeps.make_lanes([0], HParams(), training.Convergence(), 3)
+    state = jax.eval_shape(jax.vmap(lambda lane: training.init_state(made, lane, 0)), lanes)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
+    """What is compiled into an engine's programs: names and values of all settings but those declared otherwise."""
+    names = (field.name for field in dataclasses.fields(settings))
+    return tuple((name, getattr(settings, name)) for name in names if name not in (*TRACED, *OF_RESTARTS, *ON_HOST))
+
+
+def memory() -> int:
+    """Bytes of a host's devices together, or of the host where they are its own cores; the least of all hosts."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    of_devices = sum(each.get("bytes_limit", 0) for each in stats)
+    own = of_devices or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return multihost.least(own >> 20) << 20
+
+
+def _strength(settings):
+    published = METHODS[settings.method].default_strength
+    return published if settings.method_strength is None else settings.method_strength
+
+
+def rule(restart: str, noise: str) -> restarts.Rule:
+    """The rule that a restart's name stands for."""
+    return {
+        "warm_start": restarts.warm_start,
+        "random_init": restarts.random_init,
+        "shrink_perturb": restarts.shrink_perturb,
+        "noise_only": restarts.gaussian_noise if noise == "gaussian" else restarts.fresh_noise,
+        "last_layer": restarts.only_layers(LAST_LAYER),
+        "fire": restarts.fire,
+    }[restart]
+
+
+def _convergence(settings, epochs):
+    epochs = settings.epochs if epochs is None else epochs
+    if epochs is not None:
+        return training.Convergence.exactly(epochs)
+    return training.Convergence(settings.train_accuracy, settings.patience, max_epochs=settings.max_epochs)

@@ -1,0 +1,32 @@
+"""What an experiment is: data, not code."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.config.settings import RestartSetting, Settings
+
+
+class RoundSpec(NamedTuple):
+    """One round of an experiment; a restart comes before it, save before the first."""
+
+    settings: Settings  # in force in this round
+    num_visible: int  # samples that have arrived
+    epochs: int | None = None  # exactly so many; None as the settings say
+
+
+Schedule = Callable[[Settings, RestartSetting, Callable[[str], int]], tuple[RoundSpec, ...]]
+
+
+class Experiment(NamedTuple):
+    """A table or figure of the paper."""
+
+    name: str
+    paper: str  # which tables and figures
+    summary: str  # one line: what it shows
+    schedule: Schedule  # (settings, cell, training samples of a data set by name) -> what happens in each round
+    presets: Mapping[str, Mapping[str, Any]]  # "quick" and "paper": settings, under "vary" those that vary (see `grid`)
+    figures: tuple[tuple[str, Mapping[str, Any]], ...]  # functions of `experiments.plotting` and their arguments
+    over: tuple[str, ...] = ()  # settings that the figures are drawn over: columns of results.csv in any case
+    claims: tuple[int, ...] = ()  # of `experiments.claims`
+    gradient_norms: bool = False  # of old and new data after each epoch of the second round, into curves.csv
+    similarity: bool = False  # of each round's solution to its start: more columns of results.csv

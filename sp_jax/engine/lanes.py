@@ -1,0 +1,66 @@
+"""Lanes: the seeds and settings that train side by side, as one `Lane` of arrays."""
+
+from collections.abc import Sequence
+from dataclasses import fields as fields_of
+from functools import partial
+
+import chex
+import jax
+import numpy as np
+
+from sp_jax.data import arrival
+from sp_jax.training import Convergence, Lane
+from sp_jax.types import HParams
+
+
+def make_lanes(seeds: Sequence[int], hparams: HParams, convergence: Convergence, num_samples: int) -> Lane:
+    """The lanes of one setting, one for each seed.
+
+    Args:
+      seeds: L non-negative integers.
+      hparams: scalars, the same for all lanes.
+      convergence: scalars, the same for all lanes.
+      num_samples: N, of the data set; each seed splits and orders them by itself.
+
+    Returns:
+      A `Lane` of [L, ...] NumPy arrays.
+    """
+    return lanes_of(seeds, hparams, convergence, *_split(np.int32(seeds), num_samples))
+
+
+def lanes_of(
+    seeds: Sequence[int], hparams: HParams, convergence: Convergence, order: chex.Array, validation: chex.Array
+) -> Lane:
+    """Lanes on samples that someone else has put in order.
+
+    Args:
+      seeds: L non-negative integers.
+      hparams: scalars, the same for all lanes, or [L].
+      convergence: scalars, the same for all lanes, or [L].
+      order: [L, T] indices of the training samples in the order of arrival.
+      validation: [L, V] indices of the validation samples.
+
+    Returns:
+      A `Lane` of [L, ...] NumPy arrays.
+    """
+    settings = (_repeat(record, len(seeds)) for record in (hparams, convergence))
+    indices = (np.asarray(order, np.int32), np.asarray(validation, np.int32))
+    return Lane(np.int32(seeds), *settings, *indices, np.ones(len(seeds), bool))
+
+
+def _repeat(record, count):
+    """Each field of a record as often as there are lanes, in the dtype of its default."""
+    dtypes = {bool: bool, int: np.int32, float: np.float32}
+    fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in fields_of(record)}
+    return record.replace(**fields)
+
+
+@partial(jax.jit, static_argnums=1)
+def _split(seeds, num_samples):
+    return jax.vmap(lambda seed: arrival.split(seed, num_samples))(seeds)
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises a ValueError where a count is no whole number of at least 1."""
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")

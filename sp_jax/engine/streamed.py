@@ -1,0 +1,353 @@
+"""Data larger than a device: the same rounds, fed with a stream of batches (Grain) in the same order of samples.
+
+The samples stay on the host, in any array, as the memory-mapped cache of decoded ones. Each epoch takes the order of
+`training.epoch_order`; Grain's threads gather blocks of several batches, and while the device works on one block the
+next is sent. The host waits for the device once an epoch, where it must know which lanes have converged.
+
+Each lane has its own samples, so what is sent grows with the number of lanes, even of lanes of one seed. Results are
+those of `sp_jax.engine.Engine`, bit for bit on a CPU.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from sp_jax import training
+from sp_jax.engine.lanes import check_count
+from sp_jax.engine.program import LANES, put
+from sp_jax.engine.resident import Engine
+from sp_jax.random import Purpose, key_for
+from sp_jax.training import EVALUATION_BATCH, Lane, Trainer
+from sp_jax.types import Batches, Dataset, Evaluation, Progress, StopReason
+
+BLOCK_BYTES = 2**22  # of samples that a device is sent at a time, for all its lanes together
+THREADS = 2  # that gather blocks, and the blocks that they are ahead
+NO_LIMIT = np.int32(2**31 - 1)
+
+
+@struct.dataclass
+class Fed:
+    """A lane and the samples that it is sent; `[L, ...]` for lanes."""
+
+    lane: Lane
+    block: Dataset | None  # [K * B] samples
+
+    @property
+    def active(self) -> chex.Array:
+        """As the lane's."""
+        return self.lane.active
+
+
+def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray, start: int = 0):
+    """A stream of samples in a given order, in blocks of one size.
+
+    Args:
+      data: on the host.
+      indices: [L, n] integers, the order of each lane.
+      length: K * B, samples of a block; the last one is filled up with zeros.
+      active: [L] booleans; the other lanes get zeros, and cost no reading.
+      start: the place in the order where the first block begins.
+
+    Returns:
+      A Grain iterator over `(first, inputs, labels)`: the block's place in the order, [L, K * B, ...], [L, K * B]. Its
+      `close` ends its threads.
+    """
+    import grain  # only where data are streamed
+
+    lanes = np.flatnonzero(active)
+
+    def gather(i):
+        first = start + i * length
+        chosen = indices[:, first : first + length]
+        found = []
+        for array in (data.inputs, data.labels):
+            out = np.zeros((len(indices), length, *array.shape[1:]), array.dtype)
+            for lane in lanes:
+                np.take(array, chosen[lane], axis=0, out=out[lane, : chosen.shape[1]], mode="clip")
+            found.append(out)
+        return first, *found
+
+    count = -(-(indices.shape[1] - start) // length)
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)
+    return iter(grain.MapDataset.range(count).map(gather).to_iter_dataset(options))
+
+
+class StreamedEngine(Engine):
+    """An `Engine` whose data stay on the host; the devices never hold more than two blocks of them."""
+
+    resumes_mid_epoch = True
+
+    def __init__(self, trainer: Trainer, data: Dataset, num_lanes: int, *, block_bytes: int = BLOCK_BYTES, **options):
+        """Sends nothing yet.
+
+        Args:
+          trainer: the static side of training.
+          data: all samples, on the host.
+          num_lanes: the most lanes of a call.
+          block_bytes: of samples that a device is sent at a time; at least one batch.
+          **options: of `Engine`.
+
+        Raises:
+          ValueError: as `Engine`; float inputs are read once to look for NaN.
+        """
+        check_count("block_bytes", block_bytes)
+        super().__init__(trainer, data, num_lanes, **options)
+        self._block_bytes = block_bytes
+        self._order = self._program(self._order_lane)
+        self._advance = self._program(self._advance_lane, donate=True)
+        self._add_evaluation = self._program(self._evaluate_block)
+        self._evaluate = self._evaluate_streamed
+
+    def epoch(
+        self,
+        lanes: Lane,
+        progress: Progress,
+        round_: int,
+        num_visible: int,
+        epoch_limit: chex.Numeric = NO_LIMIT,
+    ) -> Iterator[Progress]:
+        """Trains one epoch, block by block; it may be left in its middle, saved, and gone on with elsewhere.
+
+        Args:
+          lanes: as placed.
+          progress: from `begin`, or where an epoch was left; its buffers are reused.
+          round_: counted from 1.
+          num_visible: how many samples have arrived.
+          epoch_limit: lanes that have trained so many epochs of the round stay as they are.
+
+        Yields:
+          The progress after each block. Its buffers are reused too: who wants it fetches it before going on.
+        """
+        running = self._running(lanes, progress, epoch_limit)
+        size, shared = self.trainer.batch_size, (np.int32(num_visible), np.int32(epoch_limit))
+        order = self._host(self._order(lanes, progress.epoch, np.int32(round_), shared[0]))
+        length, order = self._length(size, lanes.order.shape[1]), order[:, : -(-num_visible // size) * size]
+        stream = blocks(self.data, order, length, running, self._begun(progress, running))
+
+        def step(fed, progress, first):
+            return self._advance(fed, progress, first, *shared)
+
+        for _, trained in self._over(stream, lanes, step, progress):
+            yield trained
+
+    def measure(self, function, lanes, carry, *shared):
+        """As `Engine.measure`. A function that looks at data says at which: its attribute `positions(T, *shared)` gives
+        [P] places in the order of arrival, on the host; without it, it gets None for the data.
+        """
+        looks = getattr(function, "positions", None)
+        places = None if looks is None else np.asarray(looks(lanes.order.shape[1], *shared), np.int32)
+
+        def measure(fed, carry, places, *shared):
+            lane, data = fed.lane, fed.block
+            if data is not None:
+                renumbered = jnp.zeros_like(lane.order).at[places].set(jnp.arange(len(places), dtype=jnp.int32))
+                lane = lane.replace(order=renumbered)
+            return function(lane, carry, data, *shared)
+
+        fed = Fed(lanes, None if places is None else self._chosen(lanes, self._host(lanes.order)[:, places]))
+        return self._once(("measure", function, jax.tree.structure(carry)), measure)(fed, carry, places, *shared)
+
+    def _hold(self, data):
+        """All samples on the host."""
+        return jax.tree.map(np.asarray, data)
+
+    def _host(self, lanes):
+        """NumPy arrays of all slots, idle ones too."""
+        return self.fetch(lanes, self._slots)
+
+    def _length(self, batch, count):
+        """Samples of a block: whole batches, no more than there are or than `block_bytes` of all lanes of a device."""
+        each = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.data)) * self._slots // self._rows
+        return batch * max(1, min(self._block_bytes // (batch * each), -(-count // batch)))
+
+    def _send(self, tree):
+        return put(tree, self.mesh, PartitionSpec(LANES))
+
+    def _sums(self):
+        """A loss and right predictions of nothing, for each slot."""
+        return self._send((np.zeros(self._slots, jnp.zeros((), float).dtype), np.zeros(self._slots, np.int32)))
+
+    def _block(self, inputs, labels):
+        return self._send(self.data.replace(inputs=inputs, labels=labels))
+
+    def _chosen(self, lanes, indices):
+        """A single block: samples [slots, n] by their indices."""
+        with contextlib.closing(blocks(self.data, indices, indices.shape[1], self._host(lanes.active))) as stream:
+            return self._block(*next(stream)[1:])
+
+    def _over(self, stream, lanes, step, carry):
+        """Steps over the blocks: `step(fed, carry, first) -> (carry, ticket)`; a ticket's block has been worked on.
+
+        While the device works on a block the next one is sent; the one after that waits.
+        """
+        before = None
+        with contextlib.closing(stream):
+            for first, *samples in stream:
+                carry, ticket = step(Fed(lanes, self._block(*samples)), carry, np.int32(first))
+                jax.block_until_ready(before)
+                before = ticket
+                yield first, carry
+
+    @staticmethod
+    def _last(steps):
+        """The carry after all blocks."""
+        for _, carry in steps:
+            last = carry
+        return last
+
+    def _once(self, key, function):
+        if key not in self._compiled:
+            self._compiled[key] = self._program(function)
+        return self._compiled[key]
+
+    def _programs(self):
+        return [self._init, self._merge, self._order, self._advance, self._add_evaluation, *self._compiled.values()]
+
+    # Training.
+
+    def _chunks(self, lanes, progress, round_, num_visible, epoch_limit):
+        """As `Engine._chunks`; an epoch that is longer than a chunk has several."""
+        length = self._length(self.trainer.batch_size, lanes.order.shape[1])
+        while (running := self._running(lanes, progress, epoch_limit)).any():
+            left = -(-(num_visible - self._begun(progress, running)) // length)
+            fill = self._fill(running.sum() * length)
+            trained = self.epoch(lanes, progress, round_, num_visible, epoch_limit)
+            for i, progress in enumerate(trained, 1):
+                if i % fill == 0 and i < left:
+                    yield progress
+        yield progress
+
+    def _begun(self, progress, running):
+        """How many samples the lanes that run have seen of their epoch."""
+        return int(self._host(progress.samples)[running].max())
+
+    def _running(self, lanes, progress, epoch_limit):
+        """Which lanes have another epoch to train, [slots], on the host."""
+        active, epoch, reason = self._host((lanes.active, progress.epoch, progress.stop_reason))
+        return active & (reason == StopReason.RUNNING) & (epoch < epoch_limit)
+
+    def _order_lane(self, lane, epoch, round_, num_visible):
+        size = self.trainer.batch_size
+        key = key_for(lane.seed, Purpose.SHUFFLE, round_, epoch)
+        return training.epoch_order(key, lane.order, num_visible, -(-lane.order.shape[0] // size) * size)
+
+    def _advance_lane(self, fed, progress, first, num_visible, epoch_limit):
+        """The steps of a block, and of the last one the end of the epoch."""
+        lane, length = fed.lane, fed.block.labels.shape[0]
+
+        def steps(progress):
+            hparams, count = training.at_epoch(lane.hparams, progress.epoch), jnp.minimum(num_visible - first, length)
+            sums = (progress.state, progress.loss_sum, progress.correct_sum)
+            state, loss, correct = training.train_batches(
+                self.trainer, hparams, fed.block, jnp.arange(length), sums, count
+            )
+            progress = progress.replace(state=state, samples=first + count, loss_sum=loss, correct_sum=correct)
+            return jax.lax.cond(first + count >= num_visible, end, lambda progress: progress, progress)
+
+        def end(progress):
+            accuracy, loss = progress.correct_sum.astype(float) / num_visible, progress.loss_sum / num_visible
+            progress = progress.replace(state=self.trainer.method.after_epoch(progress.state))
+            return lane.convergence.update(progress, accuracy, loss)
+
+        running = (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit) & lane.active
+        progress = jax.lax.cond(running, steps, lambda progress: progress, progress)
+        return progress, progress.epoch
+
+    # Evaluation.
+
+    def _evaluate_streamed(self, lanes, state, data):
+        """What the resident engine's program does."""
+        del data
+        order, count = self._host(lanes.validation), lanes.validation.shape[1]
+        length = self._length(EVALUATION_BATCH, count)
+        order = np.pad(order, ((0, 0), (0, -count % EVALUATION_BATCH)))
+        stream = blocks(self.data, order, length, self._host(lanes.active))
+
+        def step(fed, carry, first):
+            sums, evaluation = self._add_evaluation(fed, (state, carry[0]), first)
+            return (sums, evaluation), evaluation
+
+        return self._last(self._over(stream, lanes, step, (self._sums(), None)))[1]
+
+    def _evaluate_block(self, fed, carry, first):
+        """The sums with a block's samples, and what they mean once it was the last."""
+        (state, sums), count, length = carry, fed.lane.validation.shape[0], fed.block.labels.shape[0]
+        state, here = self.trainer.method.evaluated(state), jnp.minimum(count - first, length)
+        sums = training.evaluate_batches(self.trainer.model, state, fed.block, jnp.arange(length), sums, here)
+        return sums, Evaluation(sums[1].astype(float) / count, sums[0] / count)
+
+    # Restarts.
+
+    def _begin(self, restart, state):
+        """As `Engine._begin`: restarts a round, from the batches that the restart says it looks at."""
+        kind = (restart, jax.tree.structure(state), tuple((x.shape, x.dtype) for x in jax.tree.leaves(state)))
+
+        def begin(lanes, states, data, round_, num_visible):
+            del data
+            state = states[0]
+            count = restart.num_batches
+            order = self._arrival(lanes)
+            fed = Fed(lanes, self._chosen(lanes, order[:, : count * self._size(lanes)]) if count else None)
+            swept = self._sweep(kind, lanes, state, order, num_visible) if restart.data_pass else ()
+            return self._once(("begin", *kind), self._begin_lane(restart))(fed, (states, swept), round_, num_visible)
+
+        return begin
+
+    def _begin_lane(self, restart):
+        data_pass = restart.data_pass
+
+        def begin(fed, carry, round_, num_visible):
+            (states, swept), lane = carry, fed.lane
+            left = iter(swept)
+
+            def swept_restart(*args, **options):
+                return data_pass.finish(next(left))(*args, **options)
+
+            if fed.block is not None:  # these are all samples now, in the order of arrival
+                lane = lane.replace(order=jnp.arange(fed.block.labels.shape[0]))
+            begin = self._restart_lane(swept_restart if data_pass else restart)
+            return begin(lane, states, fed.block, round_, num_visible)
+
+        return begin
+
+    def _sweep(self, kind, lanes, state, order, num_visible):
+        """A restart's look at all samples that have arrived, for each state that the method restarts."""
+        data_pass, size = kind[0].data_pass, self._size(lanes)
+
+        def restarted(state):
+            seen = []
+            self.trainer.method.restarted(lambda state: seen.append(state) or state, state)
+            return seen
+
+        def start(lane, state):
+            return [data_pass.start(each) for each in restarted(state)]
+
+        def update(fed, carry, first, num_visible):
+            state, swept = carry
+            samples = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), fed.block)
+            masks = first + jnp.arange(fed.block.labels.shape[0]) < num_visible
+            batches = Batches(samples.inputs, masks.reshape(-1, size), samples.labels)
+            return [data_pass.update(each, one, batches) for each, one in zip(restarted(state), swept, strict=True)]
+
+        def step(fed, swept, first):
+            swept = self._once(("sweep", *kind), update)(fed, (state, swept), first, num_visible)
+            return swept, swept
+
+        visible, length = order[:, : -(-num_visible // size) * size], self._length(size, order.shape[1])
+        stream = blocks(self.data, visible, length, self._host(lanes.active))
+        return self._last(self._over(stream, lanes, step, self._once(("start", *kind), start)(lanes, state)))
+
+    def _size(self, lanes):
+        """Samples of a batch that a restart looks at."""
+        return min(self.trainer.batch_size, lanes.order.shape[1])
+
+    def _arrival(self, lanes):
+        """The order of arrival, [slots, K * B] with the padding that the resident engine has."""
+        order = self._host(lanes.order)
+        return np.pad(order, ((0, 0), (0, -order.shape[1] % self._size(lanes))))

@@ -1,0 +1,66 @@
+"""Which parameters nobody trains: a loss that does not depend on them, an optimiser that does not move them."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from sp_jax.training import update
+from sp_jax.transforms.filters import is_changeable, path_name
+
+STEPS = 3  # of the optimiser's that are tried: a warm-up may begin at zero
+
+
+def frozen_leaves(
+    loss: Callable, optimizer: optax.GradientTransformation, params: chex.ArrayTree, *batch: chex.Array
+) -> set[str]:
+    """Returns the paths of the parameters that training leaves as they are.
+
+    The loss is traced, not run: a leaf behind `stop_gradient` has a gradient that depends on nothing. The optimiser is
+    tried on random gradients: what it does not move in three steps, though it moves others, is frozen.
+
+    Args:
+      loss: `loss(params, *batch)`, a scalar.
+      optimizer: what trains.
+      params: pytree of `jax.ShapeDtypeStruct`.
+      *batch: of `loss`; the same.
+
+    Returns:
+      Paths as `sp_jax.filters` names them; none where all or nothing would be frozen.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    reached = _depends(jax.make_jaxpr(jax.grad(loss))(params, *batch).jaxpr)
+
+    def drawn(key, wanted):
+        return structure.unflatten(
+            jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) if w else jnp.zeros(x.shape, x.dtype)
+            for i, ((_, x), w) in enumerate(zip(leaves, wanted, strict=True))
+        )
+
+    @jax.jit
+    def moved(key):
+        params = drawn(key, [is_changeable(x) for _, x in leaves])
+        state, any_moved = optimizer.init(params), [False] * len(leaves)
+        for i in range(STEPS):
+            gradient = drawn(jax.random.fold_in(key, i), reached)
+            looked_at = {"value": jnp.ones(()), "grad": gradient, "value_fn": lambda params: jnp.ones(())}
+            updates, state = update(optimizer, gradient, state, params, looked_at)
+            any_moved = [a | jnp.any(u != 0) for a, u in zip(any_moved, jax.tree.leaves(updates), strict=True)]
+        return any_moved
+
+    found = [bool(x) for x in moved(jax.random.key(0))]
+    changeable = [is_changeable(leaf) for _, leaf in leaves]
+    if not any(found):
+        return set()
+    return {path_name(p) for (p, _), m, c in zip(leaves, found, changeable, strict=True) if c and not m}
+
+
+def _depends(jaxpr):
+    """Whether each result depends on any input: booleans."""
+    known = {id(var) for var in jaxpr.invars}
+    for equation in jaxpr.eqns:
+        if any(id(var) in known for var in equation.invars):
+            known.update(id(var) for var in equation.outvars)
+    return [id(var) in known for var in jaxpr.outvars]
