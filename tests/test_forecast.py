@@ -12,7 +12,7 @@ from experiments import run
 from experiments.records import results
 from experiments.running import builder, dry_run, recorder
 from sp_jax import sweeps, training
-from sp_jax.engine.program import LANES
+from sp_jax.engine.program import LANES, Program
 from sp_jax.types import HParams
 
 GIVEN = {
@@ -126,4 +126,4 @@ def test_a_program_tells_what_it_needs(both):
     *_, engines = both
     data = sum(x.nbytes for x in jax.tree.leaves((engines[0].data.inputs, engines[0].data.labels)))
     assert data < engines[0].program_bytes < data + (8 << 20)
-    assert engine.Program(lambda lane, carry: carry, engines[0].mesh, side_by_side=1).bytes == 0
+    assert Program(lambda lane, carry: carry, engines[0].mesh, side_by_side=1).bytes == 0

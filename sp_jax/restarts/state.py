@@ -1,5 +1,6 @@
 """A rule becomes a restart of the whole training state: parameters, statistics, optimiser state."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -30,7 +31,8 @@ class DataPass(NamedTuple):
     finish: Callable  # finish(carry) -> restart
 
 
-class Restart(NamedTuple):
+@dataclasses.dataclass(frozen=True)  # no tuple: jax.jit holds a weak reference to what it compiles
+class Restart:
     """A restart of the whole training state, and the data that it looks at; called as `apply` is."""
 
     apply: Callable[..., TrainState]  # (key, state, fresh, *, shrink, noise_scale, batches=None) -> state
