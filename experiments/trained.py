@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.config import app
+from experiments.config import app, choices
 from experiments.config.settings import Settings, UsageError, check_choice
 from experiments.config.sweep import Trial
 from experiments.records import results, run_folder
 from experiments.records.results import Row
 from experiments.reporting import summary
-from experiments.running import builder
 from sp_jax import data, sweeps, training
 from sp_jax.storage import networks
 from sp_jax.types import Dataset, Evaluation, Model, TrainState
@@ -216,7 +215,7 @@ _measure = jax.jit(training.evaluate, static_argnums=0)
 def _model(settings, shape, dtype, num_classes):
     """The same object for the same settings, so that what is compiled with it is compiled once."""
     inputs = jax.ShapeDtypeStruct((1, *shape), dtype)
-    return builder.model(settings, Dataset(inputs, None, num_classes, settings.dataset))
+    return choices.model(settings, Dataset(inputs, None, num_classes, settings.dataset))
 
 
 def _bytes(phase):

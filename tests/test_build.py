@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config.settings import FIELDS, RESTARTS, Settings
+from experiments.config import fields
+from experiments.config.choices import RESTARTS
+from experiments.config.settings import FIELDS, Settings
 from experiments.config.sweep import Grid
 from experiments.reporting import summary
 from experiments.running import builder
@@ -29,6 +31,7 @@ OTHER = {  # another value of each setting
     "first_epochs": 7, "rounds": 7, "train_accuracy": 0.5, "patience": 7, "max_epochs": 7, "epochs": 7, "curves": True,
     "keep_networks": "none",
 }  # fmt: skip
+AT_WORK = {name: field.metadata["at_work"] for name, field in FIELDS.items()}
 NEEDS = {"penalty_strength": {"penalty": "confidence"}, "method_strength": {"method": "l2_init"}}
 
 
@@ -56,20 +59,18 @@ def groups_of(*settings):
 
 def test_every_setting_has_another_value_here():
     assert set(OTHER) == set(FIELDS)
-    declared = builder.TRACED + builder.OF_RESTARTS + builder.ON_HOST
-    assert len(set(declared)) == len(declared)
-    assert set(declared) < set(FIELDS)
+    assert {AT_WORK[name] for name in FIELDS} == {fields.COMPILED, fields.TRACED, fields.OF_RESTART, fields.ON_HOST}
 
 
 @pytest.mark.parametrize("name", [*OTHER, "temperature"])
 def test_only_what_is_declared_traced_or_the_hosts_own_shares_programs(name):
     one, other = groups_of(*pair(name))
-    declared = name in builder.TRACED + builder.OF_RESTARTS + builder.ON_HOST
+    where = AT_WORK.get(name, fields.COMPILED)
     for a, b in zip(one.phases, other.phases, strict=True):
-        assert (a.engine is b.engine) == declared
-    if name in builder.OF_RESTARTS:
+        assert (a.engine is b.engine) == (where != fields.COMPILED)
+    if where == fields.OF_RESTART:
         assert one.phases[1].restart is not other.phases[1].restart
-    if name in builder.TRACED:
+    if where == fields.TRACED:
         leaves = zip(*(jax.tree.leaves(each.phases[1].lanes) for each in (one, other)), strict=True)
         assert any((a != b).any() for a, b in leaves)
 

@@ -18,7 +18,7 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import report, run
-from experiments.config import settings, sweep
+from experiments.config import choices, settings, sweep
 from experiments.records import results, run_folder
 from experiments.reporting import summary
 from experiments.running import builder, progress
@@ -185,7 +185,7 @@ def test_flags_become_the_restarts_that_they_name(cell, body, head, policy):
     assert (new.batch_stats["mean"], new.opt_state) == (kept, kept)
 
 
-@pytest.mark.parametrize("name", settings.PENALTIES)
+@pytest.mark.parametrize("name", choices.PENALTIES)
 def test_the_penalty_by_flag(name):
     trainer = builder.trainer(settings.Settings(penalty=name, batch_size=7, optimizer="sgd"), data.mixture())
     assert trainer.penalty is getattr(penalties, name)

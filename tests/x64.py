@@ -12,7 +12,8 @@ import optax
 from flax import linen as nn
 
 import sp_jax
-from experiments.config.settings import RESTARTS, Settings
+from experiments.config.choices import RESTARTS
+from experiments.config.settings import Settings
 from experiments.config.sweep import Grid
 from experiments.running import builder
 from experiments.specs.base import RoundSpec

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks import roofline
-from experiments.config import app
+from experiments.config import app, choices
 from experiments.config.settings import Settings
 from experiments.config.sweep import Grid
 from experiments.running import builder
@@ -111,7 +111,7 @@ class _Engine:
     def __init__(self, contender, data):
         settings, lanes = contender.settings, contender.lanes
         _use_cores(contender.cores)
-        self._trainer, self._data = builder.trainer(settings, data), data
+        self._trainer, self._data = choices.trainer(settings, data), data
         self._engine = sweeps.Engine(self._trainer, data, lanes)
         hparams = HParams(settings.learning_rate, settings.weight_decay)
         one_epoch = training.Convergence.exactly(1)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from experiments.config import fields
 from experiments.config.settings import FIELDS
 
 WIDTH, INDENT = 110, 26
@@ -19,74 +20,29 @@ class Entry(NamedTuple):
     default: str = ""  # in words, where the flag's own is None
 
 
-GROUPS: Mapping[str, Mapping[str, Entry]] = {
-    "the experiment": {
+# The flags that are no settings, which say the same of themselves where they are declared.
+_PROCESS: Mapping[str, Mapping[str, Entry]] = {
+    fields.EXPERIMENT: {
         "experiment": Entry(default="online"),
         "preset": Entry(default="quick"),
         "list": Entry(),
         "dry_run": Entry(),
-        "seeds": Entry("lanes of each cell"),
-        "rounds": Entry("rounds", default="all"),
     },
-    "the data": {
-        "dataset": Entry(),
-        "samples_per_round": Entry("samples", "k", "1000, or 1/16 of a small data set"),
-        "first_fraction": Entry("fraction"),
-        "source": Entry(),
-        "fraction": Entry("fraction"),
+    fields.DATA: {
         "data_dir": Entry(default="TFDS_DATA_DIR, else ~/tensorflow_datasets"),
         "cache_dir": Entry(default="~/.cache/sp_jax"),
     },
-    "the network": {
-        "model": Entry(),
-        "hidden": Entry("units"),
-        "activation": Entry(),
-        "bias": Entry(),
-        "width": Entry("channels or units"),
-        "stage_sizes": Entry("blocks"),
-        "init": Entry(),
-    },
-    "training": {
-        "optimizer": Entry(),
-        "learning_rate": Entry("per step", "η"),
-        "batch_size": Entry("samples"),
-        "decay_every": Entry("epochs", default="never"),
-        "weight_decay": Entry("times θ"),
-        "penalty": Entry(),
-        "penalty_strength": Entry("times nats, or pixels", "β, ε"),
-        "method": Entry(),
-        "method_strength": Entry("the method's own", "c, μ, τ, ρ", "as published"),
-        "trained": Entry(),
-        "first_learning_rate": Entry("per step", "η", "as the second's"),
-        "first_batch_size": Entry("samples", default="as the second's"),
-    },
-    "the restart between rounds, θ ← λ·θ + σ·(a freshly drawn network)": {
-        "restart": Entry(),
-        "pairs": Entry("fraction:factor", "λ:σ"),
-        "shrink": Entry("fraction", "λ", "that of --pairs"),
-        "noise_scale": Entry("factor", "σ", "that of --pairs"),
-        "noise": Entry(),
-        "statistics": Entry(),
-        "optimizer_state": Entry(),
-        "restart_first": Entry(),
-    },
-    "the end of a round": {
-        "train_accuracy": Entry("fraction"),
-        "patience": Entry("epochs"),
-        "max_epochs": Entry("epochs"),
-        "epochs": Entry("epochs", default="to convergence"),
-        "first_epochs": Entry("epochs", default="to convergence"),
-    },
-    "the run and its files": {
+    fields.NETWORK: {},
+    fields.TRAINING: {},
+    fields.RESTART: {},
+    fields.ROUND_END: {},
+    fields.RUN: {
         "workdir": Entry(default="runs/<experiment>-<time>, a new folder"),
         "resume": Entry(),
         "checkpoint_seconds": Entry("seconds"),
-        "curves": Entry(),
-        "keep_networks": Entry(),
         "tensorboard": Entry(),
     },
-    "speed and devices": {
-        "precision": Entry(),
+    fields.SPEED: {
         "stream": Entry(default="where the data do not fit"),
         "devices_per_lane": Entry("devices"),
         "side_by_side": Entry("lanes", default="one on a CPU, else as measured"),
@@ -105,6 +61,15 @@ GROUPS: Mapping[str, Mapping[str, Entry]] = {
         "millions": Entry("million parameters"),
     },
 }
+
+
+def _settings(group):
+    """Return an entry for each setting of a group."""
+    found = {name: field.metadata for name, field in FIELDS.items() if field.metadata["group"] == group}
+    return {name: Entry(facts["unit"], facts["symbol"], facts["unset"]) for name, facts in found.items()}
+
+
+GROUPS = {group: {**flags_, **_settings(group)} for group, flags_ in _PROCESS.items()}
 SYNONYMS = {  # what flags are called elsewhere
     "batch": "batch_size",
     "data": "dataset",

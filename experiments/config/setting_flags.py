@@ -13,10 +13,6 @@ from sp_jax.types import Dataset
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's folder.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded samples.")
 
-_LISTS = ("restart", "pairs", "shrink", "noise_scale")
-_SIZES = ("hidden", "stage_sizes")
-_ONE = ("seeds", "rounds", "samples_per_round", "curves", "keep_networks")  # an experiment has one of these
-
 
 def _define(field: dataclasses.Field):
     """A flag for a setting; its value is None where it was not given."""
@@ -45,15 +41,15 @@ def settings() -> Product:
 
 def _parse(field, value):
     """A flag's values."""
-    flag, name = f"--{field.name}", field.name
-    if name in _LISTS:
+    flag = f"--{field.name}"
+    if field.type in (tuple[str, ...], tuple[str, ...] | None):
         return (parse_list(flag, value),)
-    if name in _SIZES:
+    if field.type == tuple[int, ...]:
         return (parse_sizes(flag, value),)
     if field.type is bool:
         return (value,)
     values = tuple(_number(flag, field.type, item) for item in parse_list(flag, str(value)))
-    if len(values) > 1 and name in _ONE:
+    if len(values) > 1 and field.metadata["one"]:
         raise UsageError(f"{flag} takes one value, got {value}")
     return values
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.config.choices import LABELS
 from experiments.records.results import Row
 from experiments.reporting import paper_numbers, summary
 from experiments.reporting.summary import TASK, Line, LineSummary, Plan
@@ -151,7 +152,7 @@ def _matches(where: Mapping[str, str | float], row: Row) -> bool:
 def _what(number):
     """A number in words: `cifar10, mlp, sgd, warm start, first round`."""
     words = [
-        f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else summary.NAMES.get(value, value)
+        f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else LABELS.get(value, value)
         for name, value in number.where.items()
         if not (name == "weight_decay" and value == 0)
     ]

@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.config.choices import LABELS
 from experiments.config.settings import RestartSetting
 from experiments.records.results import COLUMNS, MEASURED, SIMILARITIES, Row, text
 
-NAMES = {
-    "warm_start": "warm start", "random_init": "random init", "shrink_perturb": "shrink-perturb", "dash": "DASH",
-    "fire": "FIRE", "l2_init": "L2 Init", "hare_tortoise": "Hare and Tortoise", "redo": "ReDo",
-}  # fmt: skip
 TASK = ("dataset", "model", "optimizer")  # lines are compared within one
 LANE = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")  # in no variant
 # A baseline may differ in these from the line that is held against it: it has no first phase of its own, or no method.
@@ -162,7 +159,7 @@ def label(line: Line, without: Sequence[str] = ()) -> str:
     shown = [(name, value) for name, value in line.variant if value not in ("None", "") and name not in without]
     words = [_word(name, value) for name, value in shown if (name, value) != ("method", "none")]
     cell = line.cell
-    restart = NAMES.get(cell.restart, cell.restart.replace("_", " ")) + cell.amounts(without)
+    restart = LABELS.get(cell.restart, cell.restart.replace("_", " ")) + cell.amounts(without)
     return ", ".join([*words, restart])
 
 
@@ -324,5 +321,5 @@ def _word(name, value):
     """A setting of a variant: names of things speak for themselves, `trained` in the words of Table 5."""
     if name == "trained":
         return {"head": "LL (head only)", "head_then_all": "LL+WS (head, then all)"}.get(value, "all")
-    words = NAMES.get(value, value.replace("_", " "))
+    words = LABELS.get(value, value.replace("_", " "))
     return words if name in (*TASK, "method") else f"{name.replace('_', ' ')} {value}"

@@ -6,76 +6,21 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 
+from experiments.config import choices, fields
 from experiments.config.settings import Settings
 from experiments.config.sweep import Trial
 from experiments.running import multihost
 from experiments.specs.base import RoundSpec
-from sp_jax import models, penalties, restarts, sweeps, training
-from sp_jax.data import text
+from sp_jax import restarts, sweeps, training
 from sp_jax.engine import lanes_per_device, streamed
 from sp_jax.plasticity.methods import METHODS
-from sp_jax.transforms import filters
-from sp_jax.types import Dataset, HParams, Model
+from sp_jax.types import Dataset, HParams
 
 logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
-
-LAST_LAYER = "head"  # in all our models
-
-# Every setting is compiled into an engine's programs, but for those named here. One that is forgotten costs a compile;
-# one that is named here and should not be would share the programs, and so the results, of another.
-TRACED = (  # arguments of the programs: fields of `HParams` and `Convergence`
-    "learning_rate", "decay_every", "weight_decay", "penalty_strength", "method_strength", "pairs", "shrink",
-    "noise_scale", "train_accuracy", "patience", "max_epochs", "epochs",
-)  # fmt: skip
-OF_RESTARTS = (
-    "noise",
-    "statistics",
-    "optimizer_state",
-)  # compiled into a restart's own program
-ON_HOST = (  # which rounds there are, on what data and with which of the settings above; what is written down
-    "source", "fraction", "restart", "restart_first", "samples_per_round", "first_fraction", "first_learning_rate",
-    "first_batch_size", "first_epochs", "rounds", "curves", "keep_networks",
-)  # fmt: skip
-
-_ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
-_OPTIMIZERS = {"adam": training.adam, "sgd": training.sgd}
-_PER_ENTRY = {"adam": training.adam_per_entry}  # where a method asks for a step count for each entry
-_PRECISIONS = {  # of matrix products and convolutions; parameters and statistics are float32 throughout
-    "float32": {"precision": "highest"},
-    "tf32": {"precision": "tensorfloat32"},
-    "bfloat16": {"dtype": jnp.bfloat16},
-}
-
-
-def model(settings: Settings, data: Dataset) -> Model:
-    """The network, for these inputs and classes."""
-    common = {"initialization": settings.init, **_PRECISIONS[settings.precision]}
-    activation = _ACTIVATIONS[settings.activation]
-    mlp = partial(models.MLP, data.num_classes, activation=activation, use_bias=settings.bias)
-    resnet = partial(models.ResNet, data.num_classes, width=settings.width, stage_sizes=settings.stage_sizes)
-    modules = {
-        "logistic": partial(mlp, hidden=()),
-        "mlp": partial(mlp, hidden=settings.hidden),
-        "resnet18": resnet,
-        "birnn": partial(models.BiRNN, data.num_classes, vocabulary=text.VOCABULARY, width=settings.width),
-    }
-    return models.from_module(modules[settings.model](**common), data.inputs)
-
-
-def trainer(settings: Settings, data: Dataset) -> training.Trainer:
-    """The static side of training."""
-    method, penalty = METHODS[settings.method], getattr(penalties, settings.penalty)
-    optimizer = (_OPTIMIZERS | _PER_ENTRY if method.steps_per_entry else _OPTIMIZERS)[settings.optimizer]
-    if settings.trained == "head":
-        optimizer = training.only(optimizer, filters.layer(LAST_LAYER))
-    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty, method)
 
 
 class Builder:
@@ -122,7 +67,7 @@ class Builder:
 
         def make():
             data = self._datasets[settings.dataset]
-            made = trainer(settings, data)
+            made = choices.trainer(settings, data)
             kind = streamed.StreamedEngine if self._streams(data) else sweeps.Engine
             num_lanes = self._num_lanes(settings, made)
 
@@ -155,19 +100,12 @@ class Builder:
         return settings.seeds * max(1, min(self._members[static(settings)], room))
 
     def _restart(self, member, phase, shapes, arrivals):
-        settings, restart = phase.settings, member.cell.restart
+        settings, row = phase.settings, choices.RESTARTS[member.cell.restart]
         policies = {"statistics": settings.statistics, "optimizer_state": settings.optimizer_state, "shapes": shapes}
         engine = self.engine(settings)
-        arrivals = arrivals if restart == "dash" else None  # others share their programs whatever has arrived
-        key = ("restart", restart, *(getattr(settings, name) for name in OF_RESTARTS), shapes, arrivals, id(engine))
-        model = engine.trainer.model
-
-        def make():
-            if restart == "dash":
-                return restarts.make_dash(model, arrivals=arrivals, **policies)
-            return restarts.make_restart(rule(restart, settings.noise), **policies, model=model)
-
-        return self._once(key, make)
+        arrivals = arrivals if row.reads_data else None  # others share their programs whatever has arrived
+        key = ("restart", member.cell.restart, _values(settings, fields.OF_RESTART), shapes, arrivals, id(engine))
+        return self._once(key, lambda: row.make(engine.trainer.model, settings.noise, arrivals, **policies))
 
     def _lanes(self, member, phase):
         settings, cell = phase.settings, member.cell
@@ -198,10 +136,17 @@ def lane_bytes(made: training.Trainer) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
+def _values(settings, at_work):
+    """Return names and values of the settings that are at work there."""
+    found = (
+        field for field in dataclasses.fields(settings) if field.metadata.get("at_work", fields.COMPILED) == at_work
+    )
+    return tuple((field.name, getattr(settings, field.name)) for field in found)
+
+
 def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
-    """What is compiled into an engine's programs: names and values of all settings but those declared otherwise."""
-    names = (field.name for field in dataclasses.fields(settings))
-    return tuple((name, getattr(settings, name)) for name in names if name not in (*TRACED, *OF_RESTARTS, *ON_HOST))
+    """Return what is compiled into an engine's programs: all settings but those declared otherwise."""
+    return _values(settings, fields.COMPILED)
 
 
 def memory() -> int:
@@ -215,18 +160,6 @@ def memory() -> int:
 def _strength(settings):
     published = METHODS[settings.method].default_strength
     return published if settings.method_strength is None else settings.method_strength
-
-
-def rule(restart: str, noise: str) -> restarts.Rule:
-    """The rule that a restart's name stands for."""
-    return {
-        "warm_start": restarts.warm_start,
-        "random_init": restarts.random_init,
-        "shrink_perturb": restarts.shrink_perturb,
-        "noise_only": restarts.gaussian_noise if noise == "gaussian" else restarts.fresh_noise,
-        "last_layer": restarts.only_layers(LAST_LAYER),
-        "fire": restarts.fire,
-    }[restart]
 
 
 def _convergence(settings, epochs):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 
+from experiments.config import choices
 from experiments.config.settings import Settings, UsageError
 from experiments.config.sweep import Trial, several
 from experiments.running import builder
@@ -39,8 +40,11 @@ def plans(
                     f"--source={first.name} has inputs of shape {_shape(first)}, --dataset={last.name} of "
                     f"{_shape(last)}; choose two of one shape"
                 )
-            if member.cell.restart == "dash" and first is not last:
-                raise UsageError("--restart=dash sweeps data through the old network, so its data set must not change")
+            if choices.RESTARTS[member.cell.restart].reads_data and first is not last:
+                raise UsageError(
+                    f"--restart={member.cell.restart} sweeps data through the old network, so its data set must not "
+                    "change"
+                )
     for settings in sized.values():
         _check_memory(settings, dataset(settings.dataset))
     for plan in found:
@@ -50,7 +54,9 @@ def plans(
 
 def _tell_of_small_batches(phases):
     """Logs a line where an epoch's last batch is so small that BatchNorm's running statistics are much its own."""
-    found = {(p.num_visible, p.settings.batch_size) for p in phases if p.settings.model == "resnet18"}
+    found = {
+        (p.num_visible, p.settings.batch_size) for p in phases if choices.NETWORKS[p.settings.model].has_statistics
+    }
     small = sorted((n % size, n, size) for n, size in found if 0 < n % size < size / SMALL)
     if small:
         left, num_visible, size = small[0]
@@ -74,29 +80,31 @@ def _tell_of_thresholds(found, dataset):
 
 
 def _check_model(settings: Settings, data: Dataset):
-    shape, model = _shape(data), settings.model
-    words = data.inputs.dtype == np.int32
-    if words != (model == "birnn"):
-        kind, fitting = ("words", "birnn") if words else ("images", "logistic, mlp or resnet18")
+    shape, model, network = _shape(data), settings.model, choices.NETWORKS[settings.model]
+    kind = choices.WORDS if data.inputs.dtype == np.int32 else choices.IMAGES
+    if kind != network.inputs:
+        *others, last = (name for name, row in choices.NETWORKS.items() if row.inputs == kind)
+        fitting = f"{', '.join(others)} or {last}" if others else last
         raise UsageError(
             f"--model={model} does not take {settings.dataset}, which has {kind}; expected --model={fitting}"
         )
-    halvings = 2 ** (len(settings.stage_sizes) - 1)
-    if model == "resnet18" and (len(shape) != 3 or min(shape[:2]) < halvings):
+    stages = network.has_stages and len(settings.stage_sizes)
+    halvings = 2 ** (stages - 1)
+    if stages and (len(shape) != 3 or min(shape[:2]) < halvings):
         raise UsageError(
-            f"--model=resnet18 with {len(settings.stage_sizes)} stages needs images of at least {halvings}x{halvings} "
+            f"--model={model} with {stages} stages needs images of at least {halvings}x{halvings} "
             f"pixels, {settings.dataset} has inputs of shape {shape}; choose another --model, or fewer --stage_sizes"
         )
 
 
 def _check_memory(settings: Settings, data: Dataset):
     """Whether the least that each size needs is there: what is too large by far would be killed without a word."""
-    network = "--width" if settings.model in ("resnet18", "birnn") else "--hidden"
-    value, there = several([getattr(settings, network[2:])]), builder.memory()
+    network = choices.NETWORKS[settings.model].size
+    value, there = several([getattr(settings, network)]), builder.memory()
     least = {
         f"--seeds={settings.seeds}": 4 * settings.seeds * len(data.labels),  # their orders of arrival
         f"--batch_size={settings.batch_size}": 4 * settings.batch_size * math.prod(_shape(data)),
-        f"{network}={value}": builder.lane_bytes(builder.trainer(settings, data)),
+        f"--{network}={value}": builder.lane_bytes(choices.trainer(settings, data)),
     }
     for flag, needed in least.items():
         if needed > there:

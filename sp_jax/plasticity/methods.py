@@ -40,6 +40,8 @@ class Method(NamedTuple):
     restarted: Callable = lambda restart, state: restart(state)
     evaluated: Callable = lambda state: state
     default_strength: float = 0.0
+    symbol: str = ""  # of the strength, in the method's paper
+    label: str = "none"  # in tables and legends
     needs_links: bool = False  # whether the model must say where its units' weights lie
     steps_per_entry: bool = False  # whether its optimiser counts the steps of each entry, as `training.adam_per_entry`
 
@@ -143,6 +145,8 @@ l2_init = Method(
     init=lambda key, model, params, batch_stats: {"initial": params},
     gradient=_l2_init_gradient,
     default_strength=1e-3,
+    symbol="c",
+    label="L2 Init",
 )
 hare_tortoise = Method(
     init=_start_together,
@@ -151,14 +155,18 @@ hare_tortoise = Method(
     restarted=_both_restarted,
     evaluated=_tortoise,
     default_strength=0.999,
+    symbol="μ",
+    label="Hare and Tortoise",
 )
-redo = Method(init=_step_counter, after_step=_redo, default_strength=0.025, needs_links=True)
+redo = Method(init=_step_counter, after_step=_redo, default_strength=0.025, symbol="τ", label="ReDo", needs_links=True)
 continual_backprop = Method(
     init=lambda key, model, params, batch_stats: (
         _step_counter(key, model, params, batch_stats) | {"utility": init_utility(params, _links(model))}
     ),
     after_step=_continual_backprop,
     default_strength=1e-4,
+    symbol="ρ",
+    label="continual backprop",
     needs_links=True,
     steps_per_entry=True,
 )

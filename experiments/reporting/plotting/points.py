@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import LogLocator
 
+from experiments.config.choices import LABELS
 from experiments.records.results import Row
 from experiments.reporting.plotting import style
-from experiments.reporting.summary import NAMES, by_line, label, last_round
+from experiments.reporting.summary import by_line, label, last_round
 
 AXES = {
     "samples_seen": "samples visited in the last round (thousands)",
@@ -62,7 +63,7 @@ def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
             ax.plot(
                 at,
                 [100 * row["validation_accuracy"] for row in its],
-                label=NAMES.get(restart, restart.replace("_", " ")),
+                label=LABELS.get(restart, restart.replace("_", " ")),
                 **looks,
             )
         ax.set_xlabel(AXES[x])

@@ -1,0 +1,185 @@
+"""One row for each restart, network, optimiser and penalty: its name, what it makes, which settings it uses.
+
+Flags, help, tables and checks read the rows. A new restart is a rule of `sp_jax.restarts` and a row here; a new network
+is a module of `sp_jax.models`, a row here and, where it has settings of its own, their fields in `NetworkSettings`.
+Methods have their rows in `sp_jax.plasticity.methods`, embedded data sets in `sp_jax.data`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.config import fields
+from experiments.config.fields import setting
+from sp_jax import models, penalties, restarts, training
+from sp_jax.data import text
+from sp_jax.models.layers import INITS
+from sp_jax.plasticity.methods import METHODS
+from sp_jax.transforms import filters
+from sp_jax.types import Dataset, Model
+
+LAST_LAYER = "head"  # in all our models
+WORDS, IMAGES = "words", "images"  # the inputs of a network: int32 tokens, or pixels
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
+PRECISIONS = {  # of matrix products and convolutions; parameters and statistics are float32 throughout
+    "float32": {"precision": "highest"},
+    "tf32": {"precision": "tensorfloat32"},
+    "bfloat16": {"dtype": jnp.bfloat16},
+}
+
+
+class RestartChoice(NamedTuple):
+    """A restart: its rule, and the λ and σ that it has by default and uses; what it does not use never varies."""
+
+    rule: Callable[[str], restarts.Rule] | None  # by `--noise`; None where `make` does not need one
+    label: str  # in tables and legends
+    shrink: str = "1"  # by default, or, where it is not used, what stands in its column
+    noise_scale: str = "0"
+    uses: tuple[str, ...] = ()  # of "shrink" and "noise_scale"; of both, the default is the list of --pairs
+    is_baseline: bool = False  # of the paper: runs beside shrink-perturb
+    reads_data: bool = False  # it passes over all that has arrived, so all rounds must have one data set
+
+    def make(self, model: Model, noise: str, arrivals: tuple[int, ...], **policies) -> restarts.Restart:
+        """Make the restart of the whole training state; `policies` are those of `make_restart`."""
+        if self.reads_data:
+            return restarts.make_dash(model, arrivals=arrivals, **policies)
+        return restarts.make_restart(self.rule(noise), model=model, **policies)
+
+
+def _always(rule):
+    return lambda noise: rule
+
+
+_BOTH = ("shrink", "noise_scale")
+RESTARTS = {
+    "warm_start": RestartChoice(_always(restarts.warm_start), "warm start", is_baseline=True),
+    "random_init": RestartChoice(_always(restarts.random_init), "random init", "0", "1", is_baseline=True),
+    "shrink_perturb": RestartChoice(_always(restarts.shrink_perturb), "shrink-perturb", "0.6", "0.01", _BOTH),
+    "noise_only": RestartChoice(
+        {"gaussian": restarts.gaussian_noise, "fresh": restarts.fresh_noise}.get, "noise only", "1", "0.01",
+        ("noise_scale",),
+    ),
+    "last_layer": RestartChoice(_always(restarts.only_layers(LAST_LAYER)), "last layer", "0.6", "0.01", _BOTH),
+    "dash": RestartChoice(None, "DASH", "0.3", "0", ("shrink",), reads_data=True),
+    "fire": RestartChoice(_always(restarts.fire), "FIRE"),
+}  # fmt: skip
+BASELINES = tuple(name for name, row in RESTARTS.items() if row.is_baseline)
+
+
+class NetworkChoice(NamedTuple):
+    """A network of `sp_jax.models`."""
+
+    module: Callable[["NetworkSettings", int], Callable[..., nn.Module]]  # settings, classes -> takes what is common
+    size: str  # the setting that says how large it is
+    inputs: str = IMAGES
+    has_units: bool = False  # hidden units that a method may draw anew
+    has_statistics: bool = False  # BatchNorm's
+    has_stages: bool = False  # those of stage_sizes, each but the first halves the image
+
+
+def _mlp(settings, num_classes):
+    activation = ACTIVATIONS[settings.activation]
+    return partial(models.MLP, num_classes, activation=activation, use_bias=settings.bias, hidden=settings.hidden)
+
+
+NETWORKS = {
+    "logistic": NetworkChoice(lambda settings, classes: partial(_mlp(settings, classes), hidden=()), "hidden"),
+    "mlp": NetworkChoice(_mlp, "hidden", has_units=True),
+    "resnet18": NetworkChoice(
+        lambda settings, classes: partial(
+            models.ResNet, classes, width=settings.width, stage_sizes=settings.stage_sizes
+        ),
+        "width", has_units=True, has_statistics=True, has_stages=True,
+    ),
+    "birnn": NetworkChoice(
+        lambda settings, classes: partial(models.BiRNN, classes, vocabulary=text.VOCABULARY, width=settings.width),
+        "width", inputs=WORDS,
+    ),
+}  # fmt: skip
+
+
+class OptimizerChoice(NamedTuple):
+    """An optimiser."""
+
+    make: training.Optimizer
+    per_entry: training.Optimizer | None = None  # for methods that count each entry's steps
+
+
+OPTIMIZERS = {
+    "adam": OptimizerChoice(training.adam, training.adam_per_entry),
+    "sgd": OptimizerChoice(training.sgd),
+}
+
+
+class PenaltyChoice(NamedTuple):
+    """What is added to the loss."""
+
+    penalty: penalties.Penalty
+    moves_pixels: bool = False
+
+
+PENALTIES = {
+    "none": PenaltyChoice(penalties.none),
+    "confidence": PenaltyChoice(penalties.confidence),
+    "adversarial": PenaltyChoice(penalties.adversarial, moves_pixels=True),
+}
+LABELS = {name: row.label for name, row in (RESTARTS | METHODS).items()}  # for tables and legends
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """The data of an experiment."""
+
+    dataset: str = setting(
+        "mixture", "mixture, textures, reviews (synthetic, embedded), or TFDS's: cifar10, imdb_reviews, ….", fields.DATA
+    )
+    source: str = setting(
+        "mixture_source", "What pretraining begins with: a data set of inputs like those of --dataset.", fields.DATA,
+        at_work=fields.ON_HOST,
+    )  # fmt: skip
+    fraction: float = setting(
+        1.0, "pretraining: of the target's samples, in (0, 1].", fields.DATA, unit="fraction", at_work=fields.ON_HOST
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings(DataSettings):
+    """The network: its kind, and the settings that the kinds have."""
+
+    model: str = setting("mlp", f"One of {', '.join(NETWORKS)}.", fields.NETWORK, choices=tuple(NETWORKS))
+    width: int = setting(
+        16, "ResNet: channels of the first stage; 64 is the standard, 16 the authors' own. RNN: units.", fields.NETWORK,
+        unit="channels or units", positive=True,
+    )  # fmt: skip
+    stage_sizes: tuple[int, ...] = setting(
+        (2, 2, 2, 2), "ResNet: blocks in each stage, with commas; 2,2,2,2 is ResNet-18.", fields.NETWORK, unit="blocks"
+    )
+    hidden: tuple[int, ...] = setting(
+        (100, 100), "MLP: sizes of the hidden layers, with commas.", fields.NETWORK, unit="units"
+    )
+    activation: str = setting(
+        "tanh", f"MLP: one of {', '.join(ACTIVATIONS)}.", fields.NETWORK, choices=tuple(ACTIVATIONS)
+    )
+    bias: bool = setting(True, "MLP: whether its layers have bias terms.", fields.NETWORK)
+    init: str = setting(
+        "torch", "Initialisation, and so the noise: torch (the paper's) or flax.", fields.NETWORK, choices=INITS
+    )
+
+
+def model(settings: Any, data: Dataset) -> Model:
+    """Make the network of some `Settings`, for a data set's inputs and classes."""
+    module = NETWORKS[settings.model].module(settings, data.num_classes)
+    return models.from_module(module(initialization=settings.init, **PRECISIONS[settings.precision]), data.inputs)
+
+
+def trainer(settings: Any, data: Dataset) -> training.Trainer:
+    """Make the static side of training from some `Settings`."""
+    method, penalty, optimizer = METHODS[settings.method], PENALTIES[settings.penalty], OPTIMIZERS[settings.optimizer]
+    optimizer = (method.steps_per_entry and optimizer.per_entry) or optimizer.make
+    if settings.trained == "head":
+        optimizer = training.only(optimizer, filters.layer(LAST_LAYER))
+    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty.penalty, method)
