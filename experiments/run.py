@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import report
 from experiments.config import app, setting_flags, settings
 from experiments.config.settings import UsageError
 from experiments.records import provenance, run_folder
-from experiments.reporting import listing
-from experiments.running import builder, dry_run, multihost, progress, recorder, signals, validation
+from experiments.reporting import listing, run_report
+from experiments.running import dry_run, multihost, plan, progress, recorder, signals, validation
+from experiments.running.builder import Builder
 from sp_jax import data, sweeps
 from sp_jax.storage import checkpoints
 from sp_jax.storage.checkpoints import Store
@@ -63,36 +63,32 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the rounds of each
 _STREAM = flags.DEFINE_bool("stream", None, "Keep the data on the host and stream batches; same results.")
 
 
-def train(
-    job: run_folder.Job, groups: Sequence[sweeps.Group], side_by_side: Sequence[int], stopping: signals.Stop
-) -> None:
-    """Runs one experiment to its end, writing rows as rounds end, then its figures and report.
+def train(planned: plan.RunPlan, stopping: signals.Stop) -> None:
+    """Run one experiment to its end, writing rows as rounds end, then its figures and report.
 
     Raises:
       sweeps.Stopped: it was stopped before its end; --resume goes on.
     """
-    members = {m.name: m for m in job.grid.members()}
-    visible = {group.name: [phase.num_visible for phase in group.phases] for group in groups}
-    watcher = recorder.Recorder(job, groups, _board())
-    store = Store(job.folder / "checkpoints", write=multihost.first(), every=_CHECKPOINT_SECONDS.value)
+    folder, groups = planned.job.folder, planned.groups
+    recording = recorder.Recorder(planned, _board())
+    store = Store(folder / "checkpoints", write=multihost.first(), every=_CHECKPOINT_SECONDS.value)
     if not multihost.first():
-        for _ in sweeps.run(groups, store=store, watch=watcher.watch(None, stopping.asked)):
+        for _ in sweeps.run(groups, store=store, watch=recording.watch(None, stopping.asked)):
             pass
         return
     done = sweeps.finished_rounds(groups, store)
-    if all(done[name] == len(rounds) for name, rounds in visible.items()) and report.is_newest(job.folder):
-        watcher.open(store.note().get("watch", {}))
-        print(f"the run in {job.folder} is complete: {job.folder / 'report.md'}", flush=True)
+    if planned.is_complete(done) and run_report.is_newest(folder):
+        recording.open(store.note().get("watch", {}))
+        print(f"the run in {folder} is complete: {folder / 'report.md'}", flush=True)
         return
-    datasets = {phase.engine.data.name: len(phase.engine.data.labels) for group in groups for phase in group.phases}
-    per_lane = _DEVICES_PER_LANE.value
-    provenance.say(run_folder.write_config(job, visible, datasets, side_by_side, per_lane), store)
-    watcher.open(store.note().get("watch", {}))
-    with progress.Reporter(done, visible, {name: member.label for name, member in members.items()}) as reporter:
-        for finished in sweeps.run(groups, store=store, watch=watcher.watch(reporter.chunk, stopping.asked)):
-            watcher.write(members[finished.group.name], finished)
+    provenance.say(planned.write_config(provenance.start(_DEVICES_PER_LANE.value)), store)
+    recording.open(store.note().get("watch", {}))
+    trials = planned.trials
+    with progress.Reporter(done, planned.visible, {name: trial.label for name, trial in trials.items()}) as reporter:
+        for finished in sweeps.run(groups, store=store, watch=recording.watch(reporter.chunk, stopping.asked)):
+            recording.write(trials[finished.group.name], finished)
             reporter.finished(finished)
-    print(f"\n{report.write(job.folder)}\n\n{report.paths(job.folder)}", flush=True)
+    print(f"\n{run_report.write(folder)}\n\n{run_report.paths(folder)}", flush=True)
 
 
 def _board():
@@ -119,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError("--dry_run measures this host alone; leave out --coordinator")
         _board()
         names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
-        jobs = run_folder.plan(names, _PRESET.value, setting_flags.settings(), app.WORKDIR.value, _RESUME.value)
+        jobs = plan.jobs(names, _PRESET.value, setting_flags.settings(), app.WORKDIR.value, _RESUME.value)
         multihost.join(run_folder.expand(app.WORKDIR.value or ""))  # now all have read what the folder holds
         app.check_devices()
         base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
@@ -152,28 +148,24 @@ def _train_all(jobs, base, stopping):
     def num_train(name):
         return data.arrival.num_training(len(dataset(name).labels))
 
-    plans = [  # all are checked before one is trained
-        {m: job.experiment.schedule(m.settings, m.cell, num_train)[: m.settings.rounds] for m in job.grid.members()}
-        for job in jobs
-    ]
-    validation.plans(plans, dataset, _DEVICES_PER_LANE.value)
+    rounds = [job.rounds(num_train) for job in jobs]
+    validation.plans(rounds, dataset, _DEVICES_PER_LANE.value)  # all are checked before one is trained
     if _DRY_RUN.value:
-        for job, plan in zip(jobs, plans, strict=True):
-            groups, _ = _groups(job, loaded, plan)
-            done = sweeps.finished_rounds(groups, Store(job.folder / "checkpoints", write=False))
-            print(dry_run.text(job, plan, groups, done), flush=True)
+        for job, each in zip(jobs, rounds, strict=True):
+            planned = _plan(job, each, loaded)
+            done = sweeps.finished_rounds(planned.groups, Store(job.folder / "checkpoints", write=False))
+            print(dry_run.text(planned, done), flush=True)
         return
     with run_folder.lock(base, _RESUME.value) if multihost.first() else contextlib.nullcontext(), stopping:
-        for job, plan in zip(jobs, plans, strict=True):
-            train(job, *_groups(job, loaded, plan), stopping)
+        for job, each in zip(jobs, rounds, strict=True):
+            train(_plan(job, each, loaded), stopping)
 
 
-def _groups(job, datasets, plan):
-    """The groups of a job, and how many lanes each of its engines trains at once: as asked, or as when it began."""
+def _plan(job, rounds, datasets):
+    """Plan a run; its engines train as many lanes at once as is asked for, or as when it began."""
     asked = itertools.repeat(_SIDE_BY_SIDE.value) if _SIDE_BY_SIDE.value else run_folder.side_by_side(job.folder)
     options = {"devices_per_lane": _DEVICES_PER_LANE.value, "stream": _STREAM.value, "side_by_side": asked}
-    made = builder.Builder(datasets, plan, **options)
-    return [made.group(member, phases) for member, phases in plan.items()], made.side_by_side
+    return plan.build(job, rounds, Builder(datasets, rounds, **options))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from made_up import made_up
 
-from experiments import report
+from experiments.config.sweep import Grid
 from experiments.records import results, run_folder
-from experiments.reporting import comparison, plotting, summary, verdicts
+from experiments.reporting import claims, comparison, loaded_run, plotting, run_report, summary, verdicts
 from experiments.reporting.plotting import style
 from experiments.specs import registry
 
@@ -118,19 +118,22 @@ def deleted(rows, fraction, key):
 def test_any_rows_may_be_deleted(name, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, folder, name: figure.draw_without_rendering() or folder / name)
     config, rows, curves = kept(name)
-    experiment, grid = registry.get(name), report.Grid.from_json(config)
+    experiment, grid = registry.get(name), Grid.from_json(config)
     for i, fraction in enumerate((1 / len(rows), 0.05, 0.3, 0.6, 0.9, 0.99, 1.0)):
         left, its_curves = deleted(rows, fraction, i), deleted(curves, fraction, i) if fraction < 1 else []
         if i % 2:
             some = np.random.default_rng(i).integers(len(left))
             left[some] = left[some] | {"stop_reason": "nan", "validation_accuracy": np.nan}
-        text = report._report(config, grid, left, its_curves, [])
+        run = loaded_run.LoadedRun(
+            tmp_path, config, experiment, grid, left, its_curves, loaded_run._planned(config, grid, left)
+        )
+        text = run_report._text(run, [])
         assert "## Settings" in text
         assert "nan" not in re.sub("(?i)by nan|nan in all", "", text)
         if len(left) < len(rows):
             assert f"Partial: {len(left):,} of {len(rows):,} lane-rounds are finished" in text
         if i in (2, 4):
-            report._figures(experiment, grid, left, its_curves, report._planned(config, grid, left), tmp_path)
+            run_report._figures(run)
 
 
 @pytest.mark.parametrize("name", ["early_switch", "figure1", "pretraining"])
@@ -144,7 +147,7 @@ def test_a_report_is_written_from_what_is_left(name, tmp_path):
     ):
         lines = [list(found[0]) if found else [], *([results.text(value) for value in row.values()] for row in found)]
         path.write_text("\n".join(",".join(f'"{value}"' for value in line) for line in lines) + "\n")
-    assert cells(report.write(tmp_path))
+    assert cells(run_report.write(tmp_path))
     text = (tmp_path / "report.md").read_text()
     assert f"Partial: {len(rows) - 1} of {len(rows)} lane-rounds" in text
     planned = len({row["seed"] for row in rows})
@@ -153,11 +156,11 @@ def test_a_report_is_written_from_what_is_left(name, tmp_path):
 
 def test_a_claim_does_not_hold_where_its_rows_are_deleted():
     config, rows, _ = kept("noise_only")
-    grid = report.Grid.from_json(config)
+    grid = Grid.from_json(config)
 
     def ours(left):
-        planned = report._planned(config, grid, left)
-        return [finding.verdict for _, finding in report.claims.check([6], left, [], planned)]
+        planned = loaded_run._planned(config, grid, left)
+        return [finding.verdict for _, finding in claims.check([6], left, [], planned)]
 
     assert ours(rows) == [verdicts.HOLDS]
     assert ours([r for r in rows if r["restart"] != "noise_only" or r["noise_scale"] != "1e-2"]) == [verdicts.UNDECIDED]

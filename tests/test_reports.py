@@ -16,7 +16,7 @@ import pytest
 
 from experiments import report
 from experiments.records import results, run_folder
-from experiments.reporting import comparison, html, paper_numbers, plotting, summary
+from experiments.reporting import comparison, html, overview, paper_numbers, plotting, summary
 from experiments.reporting.plotting import fronts, grids, style
 
 MIXTURE = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "online_mixture"
@@ -223,7 +223,7 @@ def test_a_browser_shows_the_page(run, tmp_path):
 
 def test_the_kept_summary_and_the_readmes_tables_are_what_the_code_says():
     folder = MIXTURE.parent
-    text = report.overview(run_folder.subfolders(folder))
+    text = overview.text(run_folder.subfolders(folder))
     assert (folder / "summary.md").read_text() == text
     readme = (folder.parents[1] / "README.md").read_text()
     claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from experiments import report
 from experiments.records import results, run_folder
+from experiments.reporting import overview
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -18,7 +18,7 @@ def tables(text):
 
 
 def test_the_summary_is_what_the_rows_give():
-    assert (RESULTS / "summary.md").read_text() == report.overview(FOLDERS)
+    assert (RESULTS / "summary.md").read_text() == overview.text(FOLDERS)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

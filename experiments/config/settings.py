@@ -333,7 +333,7 @@ class Settings(NetworkSettings):
             check_numbers(flag, values, "σ must be finite and >= 0", lambda x: 0 <= x < INFINITE)
 
     def cells(self) -> tuple[RestartSetting, ...]:
-        """Return the grid's cells, in the order of `--restart`; a baseline is not run a second time as shrink-perturb."""
+        """Return the grid's cells, in the order of `--restart`; no baseline is run again as shrink-perturb."""
         made = []
         rows = {name: RESTARTS[name] for name in self.restart}
         taken = [(float(row.shrink), float(row.noise_scale)) for row in rows.values() if row.is_baseline]

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import math
 import os
 import pathlib
 import zlib
@@ -69,6 +70,11 @@ def curve_rows(
 def _shared(experiment, member, varied):
     names = {"dataset", "model", "optimizer", "batch_size", "learning_rate", "weight_decay", *varied}
     return {"experiment": experiment, **member.cell._asdict(), **{n: getattr(member.settings, n) for n in names}}
+
+
+def is_lost(row: Row) -> bool:
+    """Return whether a lane's round ended by NaN; rows of older programs may hold a finite accuracy all the same."""
+    return row.get("stop_reason") == "nan" or not math.isfinite(row["validation_accuracy"])
 
 
 def extra(varied: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.config.choices import LABELS
 from experiments.config.settings import RestartSetting
-from experiments.records.results import COLUMNS, MEASURED, SIMILARITIES, Row, text
+from experiments.records.results import COLUMNS, MEASURED, SIMILARITIES, Row, is_lost, text
 
 TASK = ("dataset", "model", "optimizer")  # lines are compared within one
 LANE = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")  # in no variant
@@ -85,11 +85,6 @@ def by_line(rows: Sequence[Row]) -> dict[Line, list[Row]]:
             row
         )
     return lines
-
-
-def is_lost(row: Row) -> bool:
-    """Returns whether a lane's round ended by NaN; rows of older programs may hold a finite accuracy all the same."""
-    return row.get("stop_reason") == "nan" or not np.isfinite(row["validation_accuracy"])
 
 
 def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments.config.settings import Settings
 from experiments.config.sweep import Trial, several
-from experiments.records import run_folder
 from experiments.running import builder
+from experiments.running.plan import RunPlan
 from experiments.specs.base import RoundSpec
 from sp_jax import restarts, sweeps
 from sp_jax.engine.program import LANES, pad
@@ -125,13 +125,9 @@ def estimate(found: Sequence[Work], speeds: Mapping[sweeps.Engine, Speed]) -> tu
     return tuple(ends)
 
 
-def text(
-    job: run_folder.Job,
-    plan: Mapping[Trial, Sequence[RoundSpec]],
-    groups: Sequence[sweeps.Group],
-    done: Mapping[str, int],
-) -> str:
-    """The forecast of one experiment, measured now; see `work`."""
+def text(planned: RunPlan, done: Mapping[str, int]) -> str:
+    """Return the forecast of one experiment, measured now; see `work`."""
+    job, plan, groups = planned.job, planned.rounds, planned.groups
     alone = job.grid.base.curves or job.experiment.gradient_norms or job.experiment.similarity
     found = work(plan, groups, done, alone=alone)
     settings = {}  # of each engine

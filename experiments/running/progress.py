@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.reporting.summary import is_lost
+from experiments.records.results import is_lost
 from sp_jax.sweeps import Finished, Group
 from sp_jax.types import Progress, StopReason
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,27 +10,27 @@ import numpy as np
 from experiments import trained
 from experiments.config.sweep import Trial
 from experiments.records import results
-from experiments.records.run_folder import Job
+from experiments.running.plan import RunPlan
 from sp_jax import diagnostics, sweeps
 
 
 class Recorder:
     """Collects what the job asks for and writes `results.csv`, `curves.csv` and the networks."""
 
-    def __init__(self, job: Job, groups: Sequence[sweeps.Group], board: Callable[..., Any] | None = None):
+    def __init__(self, plan: RunPlan, board: Callable[..., Any] | None = None):
         """Writes nothing yet.
 
         Args:
-          job: what is run.
-          groups: all that it trains.
+          plan: of the run.
           board: `experiments.events.Board` where that is asked for.
         """
+        job = plan.job
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms = {}  # trainer -> what measures gradient norms
         self._looks = self._learning or job.experiment.gradient_norms
-        self._keep_networks = trained.which(job.grid.base.keep_networks, groups)
+        self._keep_networks = trained.which(job.grid.base.keep_networks, plan.groups)
         self._files = {}  # of the host that writes, by name
         self._make_board, self._board = board, None
 

@@ -1,0 +1,79 @@
+"""A run as it lies in its folder, read once: settings, grid, rows, curves, and how far it was to go."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.config.settings import FIELDS, UsageError
+from experiments.config.sweep import Grid
+from experiments.records import results, run_folder
+from experiments.records.results import Row
+from experiments.reporting import summary
+from experiments.specs import registry
+from experiments.specs.base import Experiment
+
+NO_SETTING = (*results.MEASURED, *summary.LANE)  # columns that may be named as a setting is
+
+
+class LoadedRun(NamedTuple):
+    """One run of one experiment."""
+
+    folder: pathlib.Path
+    config: Mapping[str, Any]  # of its config.json
+    experiment: Experiment
+    grid: Grid
+    rows: list[Row]  # of results.csv; at least one
+    curves: list[Row]  # of curves.csv
+    planned: Mapping[summary.Line, summary.Plan]  # how far each line goes in the end
+
+    @property
+    def has_all_rounds(self) -> bool:
+        """Whether it has all of the experiment's rounds, so that its last ones are the paper's."""
+        return self.grid.base.rounds in (None, *(each.get("rounds") for each in self.experiment.presets.values()))
+
+    @property
+    def wanted(self) -> int:
+        """Lane-rounds of the whole run."""
+        return sum(trial.settings.seeds * _rounds(self.config, trial) for trial in self.grid.members())
+
+    def missing(self) -> str:
+        """Return what a partial run lacks: lane-rounds, and the trials that have no row; empty where it is complete."""
+        if len(self.rows) >= self.wanted:
+            return ""
+        names = [name for name in self.grid.varied if name in self.rows[0]]
+        columns = ("restart", "shrink", "noise_scale", *names)
+        have = {tuple(row[c] if c not in names else results.text(row[c]) for c in columns) for row in self.rows}
+        trials = [(*t.cell, *(results.text(getattr(t.settings, n)) for n in names)) for t in self.grid.members()]
+        absent = [t.label for t, key in zip(self.grid.members(), trials, strict=True) if key not in have]
+        text = f"Partial: {len(self.rows):,} of {self.wanted:,} lane-rounds are finished."
+        return text + (f" Not run: {'; '.join(absent)}." if absent else "")
+
+
+def load(folder: pathlib.Path) -> LoadedRun:
+    """Read a run.
+
+    Raises:
+      UsageError: the folder holds no run, a damaged one, or one without a finished round.
+    """
+    config = run_folder.read_config(folder)
+    grid, rows = Grid.from_json(config), results.read(folder / "results.csv")
+    if not rows:
+        raise UsageError(f"{folder / 'results.csv'} holds no finished round yet")
+    curves = results.read_curves(folder / "curves.csv")
+    planned = _planned(config, grid, rows)
+    return LoadedRun(folder, config, registry.get(config["experiment"]), grid, rows, curves, planned)
+
+
+def _rounds(config, trial):
+    return config.get("rounds", {}).get(trial.name, len(config["arrivals"]))
+
+
+def _planned(config, grid, rows):
+    """Return how far each line goes in the end; lines without a row are named by what sets them apart, too."""
+    names, made = summary.varied(rows), {}
+    same = {n: results.text(value) for n, value in rows[0].items() if n in FIELDS and n not in (*names, *NO_SETTING)}
+    for trial in grid.members():
+        other = [n for n in same if results.text(getattr(trial.settings, n)) != same[n]]
+        variant = tuple((name, results.text(getattr(trial.settings, name))) for name in (*names, *other))
+        made[summary.Line(variant, trial.cell)] = summary.Plan(_rounds(config, trial), trial.settings.seeds)
+    return made

@@ -1,0 +1,84 @@
+"""All runs of a folder at once: every claim, and every number of the paper beside ours."""
+
+import pathlib
+from collections.abc import Sequence
+
+from experiments.config.settings import FIELDS
+from experiments.config.sweep import resolve, several
+from experiments.reporting import claims, comparison, loaded_run, summary, verdicts
+from experiments.reporting.run_report import check_claims
+
+
+def text(folders: Sequence[pathlib.Path]) -> str:
+    """Return all claims and all of the paper's numbers over several runs, as Markdown.
+
+    Args:
+      folders: of one experiment each.
+
+    Returns:
+      The text: a checklist of the claims, the paper's numbers beside ours, every test of every claim.
+    """
+    tested, compared, numbers = [], [], [("run", *comparison.HEADER, "setting")]
+    for folder in folders:
+        run = loaded_run.load(folder)
+        tested += [(number, folder.name, finding) for number, finding in check_claims(run)]
+        found, same = comparison.compare(run.experiment.name, run.rows, run.planned)
+        if run.has_all_rounds and same:
+            ran = [each for each in found if each.ours is not None]
+            compared += ran
+            numbers += [(folder.name, *comparison.cells(each, same=True), _setting(run)) for each in ran]
+    tested.sort(key=lambda item: item[0])
+    every = [("claim", "run", "verdict", "test")]
+    every += [(str(n), run, finding.verdict, finding.text) for n, run, finding in tested]
+    parts = [
+        "# Claims and numbers of all runs",
+        "Written by `python -m experiments.report` from the runs in this folder; each has a report of its own.",
+        "## The paper's claims",
+        verdicts.RULES,
+        "Runs are named; a number in brackets counts the tests in a run.",
+        summary.markdown(_checklist(tested)),
+        "## The paper's numbers beside ours",
+        comparison.count(compared),
+        "Where data set, model and optimiser are the paper's; accuracies are on a random third, times are ratios to "
+        f"random init. {comparison.ERRORS}",
+        summary.markdown(numbers),
+        "## Every test of every claim",
+        summary.markdown(every),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _checklist(tested):
+    """Return each claim with the runs that bear it out, contradict it or cannot say."""
+    lines = [("claim", "of the paper", "holds", "contradicted", "undecided")]
+    for number, claim in claims.CLAIMS.items():
+        cells = []
+        for verdict in (verdicts.HOLDS, verdicts.CONTRADICTED, verdicts.UNDECIDED):
+            runs = [run for n, run, finding in tested if n == number and finding.verdict == verdict]
+            counts = {run: runs.count(run) for run in runs}
+            cells.append(", ".join(run + (f" ({count})" if count > 1 else "") for run, count in counts.items()))
+        lines.append((f"{number} ({claim.section})", claim.text, *cells))
+    return lines
+
+
+def _setting(run):
+    """Return where the settings of a run are not the paper preset's."""
+    grid, paper = run.grid, resolve(run.experiment.presets["paper"], {})
+    free = (
+        "dataset",
+        "model",
+        "optimizer",
+        "seeds",
+        "restart",
+        "pairs",
+        "shrink",
+        "noise_scale",
+        "curves",
+        "keep_networks",
+    )
+    resnet = "resnet18" in grid.values("model")
+    names = [name for name in FIELDS if name not in free and (resnet or name not in ("width", "stage_sizes"))]
+    words = [
+        f"{name}={several(grid.values(name))}" for name in names if not {*grid.values(name)} <= {*paper.values(name)}
+    ]
+    return ", ".join(words) or "the paper's"

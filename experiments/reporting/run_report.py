@@ -1,0 +1,106 @@
+"""The report of a run: `report.md`, the same for a browser, and its figures."""
+
+import inspect
+import pathlib
+import re
+
+from experiments.config.settings import FIELDS
+from experiments.config.sweep import several
+from experiments.records import results
+from experiments.reporting import claims, comparison, html, loaded_run, plotting, summary, verdicts
+from experiments.reporting.loaded_run import LoadedRun
+from experiments.reporting.plotting import style
+from sp_jax.storage.atomic import write_whole
+
+
+def write(folder: pathlib.Path) -> str:
+    """Write `report.md`, the same as `report.html`, and `figures/` from a run's `config.json` and `results.csv`.
+
+    Args:
+      folder: of one experiment.
+
+    Returns:
+      The table, as Markdown.
+
+    Raises:
+      UsageError: the folder holds no run, or a damaged one.
+    """
+    run = loaded_run.load(folder)
+    figures = _figures(run)
+    text = _text(run, figures)
+    pictures = {f"figures/{path.name}": path for path, _ in figures}
+    write_whole(folder / "report.html", html.render(text, run.experiment.name, pictures))
+    write_whole(folder / "report.md", text)  # the last: it says that all is written
+    return summary.table(run.rows, run.planned)
+
+
+def paths(folder: pathlib.Path) -> str:
+    """Return where a report lies, for people: the Markdown, and the page for a browser."""
+    return f"{folder / 'report.md'}\n{folder / 'report.html'} (the same with its figures inside, for a browser)"
+
+
+def is_newest(folder: pathlib.Path) -> bool:
+    """Return whether a report stands beside the results and is not older."""
+    made, rows = folder / "report.md", folder / "results.csv"
+    return made.is_file() and rows.is_file() and made.stat().st_mtime_ns >= rows.stat().st_mtime_ns
+
+
+def _figures(run):
+    """Draw an experiment's figures: the PNG of each and its caption."""
+    made, folder = [], run.folder / "figures"
+    for name, options in run.experiment.figures:
+        draw = getattr(plotting, name)
+        made += [(path, draw) for path in draw(run.rows, run.curves, folder, **options)]
+    compared, same = comparison.compare(run.experiment.name, run.rows, run.planned)
+    if same and run.has_all_rounds:
+        draw = plotting.beside_the_paper
+        made += [(path, draw) for path in draw(run.rows, compared, folder)]
+    draws = [draw for _, draw in made]
+    lost = "; lanes that ended by NaN are left out" if any(map(results.is_lost, run.rows)) else ""
+    return [(path, _caption(draw, path if draws.count(draw) > 1 else None) + lost) for path, draw in made]
+
+
+def _caption(draw, path):
+    """Return what a plot shows, and which file of several it is."""
+    words = inspect.getdoc(draw).splitlines()[0].rstrip(".")
+    words = re.sub(r"^(Figures? [^:]+:)", r"As the paper's \1", words)
+    return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
+
+
+def _text(run, figures):
+    config, grid, experiment = run.config, run.grid, run.experiment
+    typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
+    synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*style.SYNTHETIC} else ""
+    values = {name: grid.values(name) for name in FIELDS}
+    lines = [
+        f"# {experiment.name} ({experiment.paper.strip('()')})",
+        f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
+        f"`{' '.join(['python -m experiments.run', *typed])}`",
+        summary.table(run.rows, run.planned),
+        "Accuracies are means over the seeds; samples visited are the cost that depends on no machine, in brackets as "
+        "a ratio to random init.",
+        "## Figures" if figures else "",
+        *(f"![{caption}](figures/{path.name})" for path, caption in figures),
+        _claims(run),
+        comparison.table(experiment.name, run.rows, run.planned) if run.has_all_rounds else "",
+        "## Settings",
+        run.missing(),
+        "Settings: " + ", ".join(f"{k} = {several(v)}" for k, v in values.items() if v != (None,)) + ".",
+        f"Machine: {config['device']}, {config['machine']}; "
+        + ", ".join(f"{k} {v}" for k, v in config["versions"].items() if v)
+        + ".",
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _claims(run):
+    """Return the claims that the experiment tests, as a checklist."""
+    found = check_claims(run)
+    lines = [("claim", "of the paper", "ours", "test")]
+    lines += [(str(n), claims.CLAIMS[n].text, finding.verdict, finding.text) for n, finding in found]
+    return f"## Claims\n\n{verdicts.RULES}\n\n{summary.markdown(lines)}" if found else ""
+
+
+def check_claims(run: LoadedRun) -> list[tuple[int, verdicts.Finding]]:
+    """Test the claims of a run's experiment; see `claims.check`."""
+    return claims.check(run.experiment.claims, run.rows, run.curves, run.planned, whole=run.has_all_rounds)
