@@ -87,7 +87,7 @@ def test_the_flags_of_a_page_exist(page):
     known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "stream", "nostream"}
     known |= {"dry_run", "tensorboard", "logdir"}  # the last is TensorBoard's
     known |= {"coordinator", "num_processes", "process_id", "devices_per_lane", "side_by_side"}
-    known |= {"checkpoint_seconds", "kills", "xla_gpu_deterministic_ops"}
+    known |= {"checkpoint_seconds", "evaluate", "kills", "xla_gpu_deterministic_ops"}
     known |= {"case", "against", "lanes", "cores", "repeats", "seconds"}
     known |= set(Settings.__dataclass_fields__)
     assert set(re.findall(r"--([a-z]\w+)", text)) <= known
@@ -197,12 +197,12 @@ def test_what_the_paper_is_about_names_its_place_there():
         assert name.paper, name.name
 
 
-def test_links_between_the_pages_lead_somewhere():
-    for page in DOCS.glob("*.md"):
-        for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
-            path, _, anchor = link.partition("#")
-            target = (page.parent / path).resolve() if path else page
-            assert target.exists(), f"{page.name}: {link}"
-            if anchor:
-                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
-                assert anchor in {h.lower().replace(".", "") for h in headings}, f"{page.name}: {link}"
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert anchor in {h.lower().replace(".", "") for h in headings}, f"{page.name}: {link}"
