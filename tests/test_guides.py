@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import run
-from experiments.config import sweep
+from experiments.config import setting_flags, sweep
 from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,12 +28,17 @@ TINY = {  # what is made smaller here, so that a page takes seconds
     "one_long_run.md": {"200": "4", "400": "8", "range(600)": "range(12)", "i % 100 == 99": "i % 2 == 1"},
     "compare_a_method.md": {"max_epochs=200": "max_epochs=2", "(250, 500, 750, 1000)": "(100, 200)"},
     "reproduce_the_paper.md": {},
+    "in_your_own_code.md": {},
 }
 
 
 def blocks(text):
     """(language, content) of the fenced blocks."""
     return re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_every_page_with_code_is_run():
+    assert {page.name for page in DOCS.glob("*.md") if "```python" in page.read_text()} - {"api.md"} == {*TINY}
 
 
 def masked(text):
@@ -107,4 +112,4 @@ def test_every_command_that_is_written_down_can_be_given():
             with flagsaver.as_parsed(**given):
                 for name in given.get("experiment", "online").split(","):
                     preset = registry.get(name).presets[given.get("preset", "quick")]
-                    assert sweep.resolve(preset, flags.settings()).members(), where
+                    assert sweep.resolve(preset, setting_flags.settings()).members(), where

@@ -2,13 +2,13 @@
 
 import base64
 import csv
-import html.parser
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import xml.etree.ElementTree
+from html.parser import HTMLParser
 
 import matplotlib.image
 import numpy as np
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
     return folder
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """Elements and text of a page; fails where tags do not close as they opened."""
 
     def __init__(self, text):
@@ -221,16 +221,16 @@ def test_a_browser_shows_the_page(run, tmp_path):
         assert np.sum(np.abs(pixels - wanted).max(-1) < 3) > 100
 
 
-def test_the_kept_summary_and_the_readmes_tables_are_what_the_code_says():
+def test_the_kept_summary_and_the_tables_of_the_page_of_results_are_what_the_code_says():
     folder = MIXTURE.parent
     text = overview.text(run_folder.subfolders(folder))
     assert (folder / "summary.md").read_text() == text
-    readme = (folder.parents[1] / "README.md").read_text()
+    page = (folder.parent / "docs" / "results.md").read_text()
     claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert claims in readme
-    assert numbers in readme
+    assert claims in page
+    assert numbers in page
     counted = re.search(r"(\d+) of the (\d+) numbers .* in (\d+) comparisons.* and (\d+) of those", text).groups()
     said = re.search(
-        r"(\d+) of the (\d+) numbers that .* in (\d+)\s+comparisons, of\s+which (\d+) lie", " ".join(readme.split())
+        r"(\d+) of the (\d+) numbers that .* in (\d+)\s+comparisons, of\s+which (\d+) lie", " ".join(page.split())
     )
     assert said.groups() == counted

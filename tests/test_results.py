@@ -1,4 +1,4 @@
-"""What is kept in experiments/results, and what the README says of it, is what its rows give."""
+"""What is kept in experiments/results, and what the page of results says of it, is what its rows give."""
 
 import pathlib
 
@@ -30,10 +30,11 @@ def test_a_report_shows_the_figures_that_lie_beside_it(folder):
     assert results.read(folder / "results.csv")
 
 
-def test_the_readme_shows_the_summarys_tables():
-    summary, readme = tables((RESULTS / "summary.md").read_text()), tables((ROOT / "README.md").read_text())
+def test_the_page_of_results_shows_the_summarys_tables():
+    page = tables((ROOT / "experiments" / "docs" / "results.md").read_text())
+    summary = tables((RESULTS / "summary.md").read_text())
     checklist = [line for line in summary if line.startswith(tuple(f"| {n} (" for n in range(1, 15)))]
     assert len(checklist) == 14
     numbers = [line for line in summary if line.startswith(("| table1_cifar10", "| two_phase_cifar10"))]
     for line in (*checklist, *numbers):
-        assert line in readme
+        assert line in page

@@ -5,8 +5,9 @@ in pictures.
 
 Quick: `mixture`, MLP 100-100 ReLU, three pairs; 25 s. Expect: the same order as `online`.
 
-On CIFAR-10, 34 rounds, one seed, 14 cells of the paper's grid (the README has the command), 2.5 hours on one core: warm
-start 43.1 %, random init 46.4 %, (0.4, 0.1) 47.5 % at 0.77 of random init's samples, (0.8, 0.01) 46.4 % at 0.40.
+On CIFAR-10, 34 rounds, one seed, 14 cells of the paper's grid (command: experiments/docs/real_data.md), 2.5 hours on
+one core: warm start 43.1 %, random init 46.4 %, (0.4, 0.1) 47.5 % at 0.77 of random init's samples, (0.8, 0.01) 46.4 %
+at 0.40.
 
     python -m experiments.run --experiment=online_mlp
     python -m experiments.run --experiment=online_mlp --preset=paper
