@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import trained
 from experiments.config.sweep import Trial
-from experiments.records import results
+from experiments.records import networks, results
 from experiments.running.plan import RunPlan
 from sp_jax import diagnostics, sweeps
 
@@ -30,7 +29,7 @@ class Recorder:
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms = {}  # trainer -> what measures gradient norms
         self._looks = self._learning or job.experiment.gradient_norms
-        self._keep_networks = trained.which(job.grid.base.keep_networks, plan.groups)
+        self._keep_networks = networks.which(job.grid.base.keep_networks, plan.groups)
         self._files = {}  # of the host that writes, by name
         self._make_board, self._board = board, None
 
@@ -80,7 +79,7 @@ class Recorder:
         last = round_ == len(finished.group.phases)
         if self._keep_networks == "all" or (self._keep_networks == "last" and last):
             # A row that is there was measured on the network that is there.
-            trained.write(self._folder, member, finished, rows, new=table.missing(rows))
+            networks.write(self._folder, member, finished, rows, new=table.missing(rows))
         rows = table.append(rows)
         if self._board:
             self._board.add_rounds(rows)
