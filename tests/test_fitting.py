@@ -238,8 +238,8 @@ def test_random_streams_pass_through_a_choice_and_a_recalibration():
 
 def test_padding_never_reaches_a_network_that_takes_no_mask():
     inputs, mask = jnp.arange(6.0)[:, None], jnp.arange(6) < 4
-    np.testing.assert_array_equal(models.adapters.without_padding(inputs, mask)[:, 0], [0, 1, 2, 3, 0, 1])
-    np.testing.assert_array_equal(models.adapters.without_padding(inputs, None), inputs)
+    np.testing.assert_array_equal(models.padding.without_padding(inputs, mask)[:, 0], [0, 1, 2, 3, 0, 1])
+    np.testing.assert_array_equal(models.padding.without_padding(inputs, None), inputs)
 
 
 def test_each_choice_is_what_fit_rounds_would_have_given():

@@ -9,10 +9,12 @@ import pytest
 import safetensors.numpy
 from absl.testing import flagsaver
 
-from experiments import report, run, trained
+from experiments import run, trained
 from experiments.config import sweep
 from experiments.config.settings import Settings, UsageError
+from experiments.records import networks as kept
 from experiments.records import results
+from experiments.reporting import run_report
 from experiments.running import builder
 from experiments.specs.base import RoundSpec
 from sp_jax import data, sweeps, training
@@ -26,7 +28,7 @@ LANE = {"restart": "shrink_perturb", "shrink": 0.6, "noise_scale": 0.01, "seed":
 
 
 def call(binary=run, **given):
-    with flagsaver.flagsaver(**given), mock.patch.object(report, "write", return_value=""):
+    with flagsaver.flagsaver(**given), mock.patch.object(run_report, "write", return_value=""):
         binary.main(["tests"])
 
 
@@ -131,13 +133,13 @@ def test_a_network_of_another_shape_is_named(folder):
 
 def test_which_rounds_are_kept_is_a_setting_and_resume_adds_to_them(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(networks, "AUTO_BYTES", 5000)  # a network of logistic regression has 2,600
+    monkeypatch.setattr(kept, "AUTO_BYTES", 5000)  # a network of logistic regression has 2,600
     call(workdir=str(folder), model="logistic", restart="warm_start", seeds=1, rounds=2, max_epochs=1)
     assert [path.name for path in folder.rglob("*.safetensors")] == ["seed_0_round_2.safetensors"]
     call(workdir=str(folder), resume=True, rounds=3)
     assert sorted(row["round"] for row in trained.select(folder).values()) == [2, 3]
-    monkeypatch.setattr(networks, "AUTO_BYTES", 0)
-    assert [networks.which(keep, []) for keep in ("all", "last", "none")] == ["all", "last", "none"]
+    monkeypatch.setattr(kept, "AUTO_BYTES", 0)
+    assert [kept.which(keep, []) for keep in ("all", "last", "none")] == ["all", "last", "none"]
 
 
 def test_none_is_kept_where_none_is_asked_for(tmp_path):
@@ -198,7 +200,7 @@ def test_batch_statistics_and_words_come_back(tmp_path, settings):
         RoundResult(0, 1, 64, 0, 0, "fixed", 0.0, 0.0, 0.0, 0.0, 0.0, 2),
         TrainState(params, batch_stats, ()),
     )
-    networks.write(tmp_path, member, sweeps.Finished(group, [report] * 2, group.name, {}, state), rows, rows)
+    kept.write(tmp_path, member, sweeps.Finished(group, [report] * 2, group.name, {}, state), rows, rows)
     net = trained.load(tmp_path, seed=1)
     assert jax.tree.structure((net.params, net.batch_stats)) == jax.tree.structure((params, batch_stats))
     jax.tree.map(

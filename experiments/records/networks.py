@@ -31,7 +31,6 @@ AUTO_BYTES = 2**30  # of all networks of a run together, up to which `auto` keep
 UNTIMED = ("seconds",)  # of a row, not kept: the same training gives the same file
 
 
-
 class Trained(NamedTuple):
     """A network after one round of one lane."""
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from sp_jax.models import foreign
 from sp_jax.models.checks import UnknownSwitchError, check_switch
 from sp_jax.models.modes import Modes, find_modes
+from sp_jax.models.padding import without_padding
 from sp_jax.types import Model
 
 FORMS = "a Linen module, a pair init(key) and apply(params, inputs), or a function make(rngs) of an NNX module"
@@ -307,18 +308,3 @@ def _checked_nnx(make, example, switch):
     check_switch(type(abstract).__name__, model.init, call, example)
     foreign.check_nnx_dropout(abstract, model.init, call, example)
     return model
-
-
-def without_padding(inputs: chex.Array, mask: chex.Array | None) -> chex.Array:
-    """Returns the samples of a batch, the real ones (which come first) again in place of padding.
-
-    Args:
-      inputs: [B, ...].
-      mask: [B] booleans, False marks padding, or None.
-
-    Returns:
-      [B, ...].
-    """
-    if mask is None:
-        return inputs
-    return inputs[jnp.arange(mask.shape[0]) % jnp.maximum(jnp.sum(mask), 1)]

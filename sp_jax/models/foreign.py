@@ -12,6 +12,7 @@ from flax import nnx
 
 from sp_jax.models.checks import UnknownSwitchError, changed_leaves, check_switch
 from sp_jax.models.modes import find_modes
+from sp_jax.models.padding import without_padding
 from sp_jax.types import Model
 
 
@@ -61,8 +62,6 @@ def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] 
     Raises:
       ValueError: a network that draws random numbers, or whose switch is not found.
     """
-    from sp_jax.models.adapters import without_padding
-
     function = getattr(network.init, "_original_fn", None)
     known = inspect.signature(function).parameters if function else {}
     modes = find_modes("the Haiku network", known, None, switch)
