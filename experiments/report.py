@@ -16,8 +16,8 @@ from experiments.config.settings import FIELDS, UsageError
 from experiments.config.sweep import Grid, resolve, several
 from experiments.records import results, run_folder
 from experiments.reporting import claims, comparison, html, plotting, summary, verdicts
-from experiments.reporting.plotting import style
 from experiments.specs import registry
+from sp_jax.data import EMBEDDED
 from sp_jax.storage.atomic import write_whole
 
 flags.adopt_module_key_flags(app)
@@ -88,7 +88,7 @@ def _report(config, grid, rows, curves, figures):
     experiment = registry.get(config["experiment"])
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     planned = _planned(config, grid, rows)
-    synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*style.SYNTHETIC} else ""
+    synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
     values = {name: grid.values(name) for name in FIELDS}
     lines = [
         f"# {experiment.name} ({experiment.paper.strip('()')})",

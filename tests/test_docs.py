@@ -11,8 +11,10 @@ import re
 import sys
 
 import pytest
+from absl import flags
 
 import sp_jax
+from experiments import benchmark, run  # noqa: F401  (they define the flags)
 from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,14 +61,8 @@ def test_the_readmes_links_and_flags_exist():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"\]\((?!http)([^)]+)\)", text):
         assert (ROOT / path).exists(), path
-    from experiments.config.settings import Settings
-
-    known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "stream", "nostream"}
-    known |= {"dry_run", "tensorboard", "logdir"}  # the last is TensorBoard's
-    known |= {"coordinator", "num_processes", "process_id", "devices_per_lane", "side_by_side"}
-    known |= {"checkpoint_seconds", "kills", "xla_gpu_deterministic_ops"}
-    known |= {"case", "against", "lanes", "cores", "repeats", "seconds"}
-    known |= set(Settings.__dataclass_fields__)
+    known = {*flags.FLAGS, *(f"no{name}" for name in flags.FLAGS)}
+    known |= {"logdir", "kills", "xla_gpu_deterministic_ops"}  # of TensorBoard, tests/soak.py and XLA
     assert set(re.findall(r"--([a-z]\w+)", text)) <= known
 
 
