@@ -22,6 +22,7 @@ from experiments.benchmarks import roofline, workers
 from experiments.benchmarks.workers import Contender
 from experiments.config import app, setting_flags, sweep
 from experiments.config.settings import Settings, UsageError, check_choice, parse_list, parse_sizes
+from experiments.reporting.summary import markdown
 from sp_jax.data import DataError, arrival
 from sp_jax.types import Dataset
 
@@ -131,16 +132,6 @@ def _rows(what, who, found, facts):
 HEADER = ("what", "who", "samples/s", "dataloader", "tuned", "of the floor", "compile", "peak memory")
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows under the header, in Markdown."""
-    cells = [HEADER, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
-    lines = [
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
 def main(argv: Sequence[str]) -> None:
     """Measures each case and prints one table."""
     with app.one_line_errors(argv):
@@ -158,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
             f"{jax.local_device_count()} x {jax.devices()[0].device_kind}: {machine.operations / 1e9:,.0f} GFLOP/s "
             f"(float32 products), {machine.bandwidth / 1e9:,.1f} GB/s; median of {_REPEATS.value}, in turn\n"
         )
-        print(table(rows))
+        print(markdown([HEADER, *rows]))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,8 @@ def main(argv: Sequence[str]) -> None:
         except KeyboardInterrupt as end:
             if _DRY_RUN.value:
                 sys.exit(128 + signal.SIGINT)
-            stopped, how = "stopped", signals.command(base, [job.experiment.name for job in jobs])
+            defined = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
+            stopped, how = "stopped", signals.command(base, [job.experiment.name for job in jobs], defined)
             if isinstance(end, sweeps.Stopped):
                 stopped += "" if stopping.signal else ", as another host was"
                 multihost.wait("the first has saved all")

@@ -1,6 +1,5 @@
 """What is written is true: docstring examples run, the README's code runs, every public name is documented."""
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -8,49 +7,21 @@ import pathlib
 import pkgutil
 import pydoc
 import re
+import sys
 
 import pytest
+from absl import flags
 
 import sp_jax
-from experiments import api_page
+from experiments import benchmark, run  # noqa: F401  (they define the flags)
+from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "experiments" / "docs"
 MODULES = ["sp_jax", *(m.name for m in pkgutil.walk_packages(sp_jax.__path__, "sp_jax."))]
-ORDER = [
-    "types",
-    "random",
-    "filters",
-    "transforms",
-    "layouts",
-    "growth",
-    "optimizer_state",
-    "periodic",
-    "plasticity",
-    "data",
-    "models",
-    "penalties",
-    "recalibration",
-    "restarts",
-    "training",
-    "frozen",
-    "divergence",
-    "evaluation_weights",
-    "diagnostics",
-    "files",
-    "checkpoint",
-    "networks",
-    "program",
-    "engine",
-    "side_by_side",
-    "streaming",
-    "sweeps",
-    "preparing",
-    "fitting",
-]
 
 
-@pytest.mark.parametrize("name", [*MODULES, "experiments.api_page"])
+@pytest.mark.parametrize("name", [*MODULES, __name__])
 def test_docstring_examples_run(name):
     assert doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS).failed == 0
 
@@ -82,14 +53,8 @@ def test_the_readme_leads_to_every_page():
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
 def test_the_flags_of_a_page_exist(page):
     text = page.read_text()
-    from experiments.config.settings import Settings
-
-    known = {"experiment", "preset", "workdir", "resume", "list", "help", "data_dir", "cache_dir", "stream", "nostream"}
-    known |= {"dry_run", "tensorboard", "logdir"}  # the last is TensorBoard's
-    known |= {"coordinator", "num_processes", "process_id", "devices_per_lane", "side_by_side"}
-    known |= {"checkpoint_seconds", "evaluate", "kills", "xla_gpu_deterministic_ops"}
-    known |= {"case", "against", "lanes", "cores", "repeats", "seconds"}
-    known |= set(Settings.__dataclass_fields__)
+    known = {*flags.FLAGS, *(f"no{name}" for name in flags.FLAGS)}
+    known |= {"logdir", "kills", "xla_gpu_deterministic_ops"}  # of TensorBoard, tests/soak.py and XLA
     assert set(re.findall(r"--([a-z]\w+)", text)) <= known
 
 
@@ -127,74 +92,79 @@ POSITIONAL_DEFAULTS = (  # a mask, arrivals, what optax's have
 )
 
 
-def test_imports_run_one_way():
-    for path in (ROOT / "sp_jax").rglob("*.py"):
-        room = path.relative_to(ROOT / "sp_jax").parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                parts = name.split(".")
-                assert parts[0] != "experiments", path
-                if parts[0] == "sp_jax":
-                    assert ORDER.index(parts[1]) <= ORDER.index(room), f"{path} imports {name}"
-    for leaf in ("models", "data"):
-        text = "".join(p.read_text() for p in (ROOT / "sp_jax" / leaf).rglob("*.py"))
-        used = set(re.findall(r"from sp_jax\.?(\w*) import|from sp_jax import (\w+)", text))
-        assert {a or b for a, b in used} <= {leaf, "types", "random"}
+INDEX = (DOCS / "paper.md").read_text()
+_NUMBER = r"\d+(?:\.\d+)*"
+_ITEM = re.compile(rf"(Section|Figure|Table|Proposition)(s?)\s+({_NUMBER}(?:(?:,? and |, ?| to |-){_NUMBER})*)")
 
 
-@pytest.fixture(scope="module")
-def pages():
-    return {"api.md": api_page.api(), "paper.md": api_page.paper()}
+def references(text):
+    """The paper's items that a text names.
+
+    >>> sorted(references("Sections 2.2 and 4.1; Figures 2, 27-29 (Table 5's LL)"))
+    ['Figure 2', 'Figure 27', 'Figure 28', 'Figure 29', 'Section 2.2', 'Section 4.1', 'Table 5']
+    """
+    found = set()
+    for kind, plural, numbers in _ITEM.findall(text):
+        for name in re.split(r",? and |, ?", numbers) if plural else [re.match(_NUMBER, numbers)[0]]:
+            first, *last = re.split(r" to |-", name)
+            through = range(int(first), int(last[0]) + 1) if last else [first]
+            found |= {f"{kind} {number}" for number in through}
+    return found
 
 
-@pytest.mark.parametrize("page", ["api.md", "paper.md"])
-def test_the_pages_from_docstrings_are_current(pages, page):
-    same = (DOCS / page).read_text() == pages[page]
-    assert same, "run: python -m experiments.api_page"
+def places(value):
+    """The paper's items that a docstring or a field's comment names."""
+    return references(inspect.getsource(value) if inspect.isclass(value) else inspect.getdoc(value) or "")
 
 
-def test_every_public_name_is_on_the_api_page(pages):
-    headings = set(re.findall(r"^### (.*)$", pages["api.md"], re.MULTILINE))
-    assert {name for name in PUBLIC if not inspect.ismodule(pydoc.locate(name))} <= headings
-    assert {f"sp_jax.{name}" for name in sp_jax.__all__ if inspect.ismodule(getattr(sp_jax, name))} <= set(
-        re.findall(r"^## (.*)$", pages["api.md"], re.MULTILINE)
-    )
+def shown(name):
+    """The paper's items that an experiment shows."""
+    title = importlib.import_module(f"experiments.specs.{name}").__doc__.split("\n\n")[0]
+    return references(f"{registry.EXPERIMENTS[name].paper}; {title}")
 
 
-def test_the_index_leads_from_every_table_and_figure_to_an_experiment(pages):
-    rows = re.findall(r"^\| ((?:Table|Figure) \d+) \| (.*?) \|", pages["paper.md"], re.MULTILINE)
-    assert len(rows) == 5 + 33
-    for item, experiments in rows:
-        assert "`" in experiments, item
-    for item in re.findall(r"^\| ((?:Section|Proposition) [^|]*) \|  \|  \|$", pages["paper.md"], re.MULTILINE):
-        pytest.fail(f"{item} has neither an experiment nor code")
+def rows(heading):
+    """The cells of the index's table below a heading, by the first."""
+    table = INDEX.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return {first: rest for first, *rest in lines[2:]}
 
 
-SUBJECT = (
-    "transforms",
-    "restarts",
-    "penalties",
-    "diagnostics",
-    "training",
-    "models.ResNet",
-    "models.MLP",
-    "models.BiRNN",
-)
+@pytest.mark.parametrize(("item", "cells"), rows("From the paper").items())
+def test_the_index_leads_from_the_paper_to_experiments_and_code(item, cells):
+    experiments, code = cells
+    item = item.split(":")[0]
+    assert re.findall(r"`(\w+)`", experiments) == [name for name in registry.NAMES if item in shown(name)]
+    assert experiments or (code and item.startswith(("Section", "Proposition")))
+    for name, path in re.findall(r"\[`(.*?)`\]\((.*?)\)", code):
+        value = pydoc.locate(name)
+        assert (DOCS / path).resolve() == pathlib.Path(inspect.getsourcefile(value)), name
+        assert item in places(value) | places(inspect.getmodule(value)), name
+    for value in {pydoc.locate(name) for name in FUNCTIONS}:
+        assert item not in places(value) or f".{value.__name__}`" in code, value
+
+
+def test_the_index_has_all_tables_figures_and_experiments():
+    items = [item for item in rows("From the paper") if item.startswith(("Table", "Figure"))]
+    assert items == [*(f"Table {n}" for n in range(1, 6)), *(f"Figure {n}" for n in range(1, 34))]
+    found = {re.search(r"`(\w+)`", name)[1]: cells for name, cells in rows("From the experiments").items()}
+    assert list(found) == list(registry.NAMES)
+    for name, (paper, summary) in found.items():
+        assert (references(paper), summary) == (shown(name), registry.EXPERIMENTS[name].summary)
+
+
+SUBJECT = tuple(f"sp_jax.{m}" for m in ("transforms.arithmetic", "restarts", "penalties", "diagnostics", "training"))
 
 
 def test_what_the_paper_is_about_names_its_place_there():
-    places = {name.name: name for name in api_page.names()}
-    checked = [n for n in places.values() if f"{n.room}.{n.name}".startswith(tuple(f"sp_jax.{s}" for s in SUBJECT))]
-    assert len(checked) > 30
-    for name in checked:
-        assert name.paper, name.name
+    checked = 0
+    for module in map(importlib.import_module, [m for m in MODULES if m.startswith(SUBJECT)]):
+        for name, value in vars(module).items():
+            own = inspect.isfunction(value) or inspect.isclass(value)
+            if own and not name.startswith("_") and value.__module__ == module.__name__:
+                assert places(value) | places(module) | places(sys.modules[module.__package__]), name
+                checked += 1
+    assert checked > 30
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)

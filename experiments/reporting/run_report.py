@@ -9,7 +9,7 @@ from experiments.config.sweep import several
 from experiments.records import results
 from experiments.reporting import claims, comparison, html, loaded_run, plotting, summary, verdicts
 from experiments.reporting.loaded_run import LoadedRun
-from experiments.reporting.plotting import style
+from sp_jax.data import EMBEDDED
 from sp_jax.storage.atomic import write_whole
 
 
@@ -70,7 +70,7 @@ def _caption(draw, path):
 def _text(run, figures):
     config, grid, experiment = run.config, run.grid, run.experiment
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
-    synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*style.SYNTHETIC} else ""
+    synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
     values = {name: grid.values(name) for name in FIELDS}
     lines = [
         f"# {experiment.name} ({experiment.paper.strip('()')})",

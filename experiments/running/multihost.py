@@ -161,6 +161,8 @@ def _on_abort(code, text):
         print(f"error: {text}", file=sys.stderr, flush=True)
         os._exit(code)
 
+    # `jax.distributed` takes no callback, and a handler of Python's `signal` would run only after abort() has returned,
+    # which it never does.
     global _HANDLER  # kept, as C keeps its address
     _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(say)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _HANDLER)

@@ -6,15 +6,13 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-# Flags of a process, which no config.json keeps.
-PROCESS = (
-    "data_dir", "cache_dir", "devices_per_lane", "side_by_side", "stream", "tensorboard", "checkpoint_seconds",
-    "coordinator", "num_processes", "process_id",
-)  # fmt: skip
+from experiments.config.settings import FIELDS
+
+KEPT = (*FIELDS, "experiment", "preset", "workdir", "resume")  # by a run's config.json, or by its command anyway
 
 
 class Stop:
@@ -48,14 +46,14 @@ class Stop:
             print("\nstopping at the next safe point; once more ends at once", file=sys.stderr, flush=True)
 
 
-def command(base: pathlib.Path, names: Sequence[str]) -> str:
+def command(base: pathlib.Path, names: Sequence[str], defined: Iterable[flags.Flag]) -> str:
     """The command that goes on with a run.
 
     Args:
       base: its folder.
       names: of its experiments.
+      defined: the flags of the binary; those of the process, which no config.json keeps, are given again.
     """
     several = [f"--experiment={','.join(names)}"] if len(names) > 1 else []
-    given = [flags.FLAGS[name] for name in PROCESS]
-    given = [flag.serialize() for flag in given if flag.value != flag.default]
+    given = [flag.serialize() for flag in defined if flag.name not in KEPT and flag.value != flag.default]
     return shlex.join(["python", "-m", "experiments.run", "--resume", f"--workdir={base}", *several, *given])

@@ -17,6 +17,8 @@ from sp_jax.types import Dataset
 
 __all__ = ["DataError", "arrival", "cache", "load", "mixture", "mixture_source", "reviews", "samples", "textures"]
 
+EMBEDDED = {make.__name__: make for make in (mixture, mixture_source, textures, reviews)}  # synthetic, by name
+
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
     """A data set by name: an embedded synthetic one, or images or texts with labels of TensorFlow Datasets.
@@ -32,9 +34,8 @@ def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None
     Raises:
       DataError: one line that says what was wrong, what was expected and what to do.
     """
-    embedded = {"mixture": mixture, "mixture_source": mixture_source, "textures": textures, "reviews": reviews}
-    if name in embedded:
-        return embedded[name]()
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
     from sp_jax.data import tfds_sets  # tensorflow-datasets is imported only where it is needed
 
     return tfds_sets.load(name, data_dir=data_dir, cache_dir=cache_dir)

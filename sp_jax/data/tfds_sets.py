@@ -17,13 +17,12 @@ from collections.abc import Iterator
 import absl.logging
 import numpy as np
 
-from sp_jax.data import cache, folders, text
+from sp_jax.data import EMBEDDED, cache, folders, text
 from sp_jax.data.errors import DataError
 from sp_jax.types import Dataset
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = ("mixture", "mixture_source", "textures", "reviews")
 COMMON = (*EMBEDDED, "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist", "kmnist", "imdb_reviews")
 WITHOUT_TENSORFLOW = ("imdb_reviews",)  # those that TFDS prepares without it
 CHUNK = 1_000  # records read at a time

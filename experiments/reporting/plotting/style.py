@@ -16,13 +16,13 @@ from PIL import Image
 
 from experiments.records.results import Row
 from experiments.reporting.summary import Line, seeds_of, sound
+from sp_jax.data import EMBEDDED
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe and Ito
 MARKERS = "os^Dv<>P"
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (4, 1)))
 MOST_LINES = len(COLOURS)
 BASELINES = ("warm_start", "random_init")
-SYNTHETIC = ("mixture", "mixture_source", "textures", "reviews")
 
 ACCURACY, ROUND_COST = "validation accuracy (%)", "samples visited in the round (thousands)"
 SHRINK, NOISE_SCALE = "λ (shrink)", "σ (noise scale)"
@@ -79,7 +79,7 @@ def panels(
 def title(rows: Sequence[Row]) -> str:
     """Experiment, data, model, optimiser and seeds."""
     count = seeds_of(rows)
-    datasets = [d + " (synthetic)" * (d in SYNTHETIC) for d in _values(rows, "dataset")]
+    datasets = [d + " (synthetic)" * (d in EMBEDDED) for d in _values(rows, "dataset")]
     seeds = f"{count} seeds, mean ± sample deviation" if count > 1 else "1 seed"
     what = ", ".join(" and ".join(values) for values in (datasets, _values(rows, "model"), _values(rows, "optimizer")))
     return f"{rows[0]['experiment']}: {what}; {seeds}"
