@@ -114,7 +114,7 @@ def untrained(trainer: Trainer, inputs) -> set[str]:
     """Returns the paths of parameters that nobody trains, and of statistics that no step updates (a frozen part).
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       inputs: [N, ...], for shape and dtype alone.
     """
     model: Model = trainer.model
