@@ -19,7 +19,7 @@ __all__ = ["DataError", "arrival", "cache", "load", "mixture", "mixture_source",
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
-    """A data set by name: an embedded synthetic one, or images or texts with labels of TensorFlow Datasets.
+    """Load a data set by name: an embedded synthetic one, or labelled images or texts of TensorFlow Datasets.
 
     Args:
       name: `mixture`, `mixture_source`, `textures`, `reviews`, or TFDS's name, as `cifar10`.

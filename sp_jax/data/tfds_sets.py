@@ -31,7 +31,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
-    """The training split of a TFDS data set that has `label`, and `image` (uint8, of one shape) or `text`.
+    """Load the training split of a TFDS data set that has `label`, and `image` (uint8, of one shape) or `text`.
 
     Args:
       name: TFDS's name, with a configuration or version if wanted: `cifar10`, `mnist:3.0.1`.
@@ -63,7 +63,7 @@ def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None
 
 
 def data_folder(data_dir: str | None) -> pathlib.Path:
-    """TFDS's folder: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+    """Return TFDS's folder: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
       DataError: a folder that was named and does not exist.
@@ -100,7 +100,7 @@ def _builder(name, folder):
 
 @contextlib.contextmanager
 def _quiet_tfds():
-    """Keeps TFDS's warnings and banners about what it did not find to itself: errors say it better."""
+    """Suppress TFDS's warnings and banners about missing files, which the errors raised here report."""
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
@@ -126,7 +126,7 @@ def _check_features(name, features):
 
 
 def _prepare(name, folder):
-    """Downloads and prepares a data set, in the format that needs no TensorFlow to be read."""
+    """Download and prepare a data set, in the format that needs no TensorFlow to be read."""
     import tensorflow_datasets as tfds
 
     where = f"data set {name!r} is not prepared in {folder}"
@@ -147,7 +147,7 @@ def _prepare(name, folder):
 
 
 def _network() -> bool:
-    """Whether the internet can be reached, in seconds (TFDS alone would retry for minutes without a word)."""
+    """Return whether the internet can be reached, within seconds (TFDS would retry silently for minutes)."""
     import requests
 
     try:
@@ -158,7 +158,7 @@ def _network() -> bool:
 
 
 def _decode(name, builder, split, files):
-    """All images [N, H, W, C] uint8 or tokens [N, TOKENS] int32, and labels [N] int32, of a split."""
+    """Decode all images [N, H, W, C] uint8 or tokens [N, TOKENS] int32, and labels [N] int32, of a split."""
     logger.info("decoding %s samples of %s, once", f"{split.num_examples:,}", name)
     count, features = split.num_examples, builder.info.features
     if "image" in features:
@@ -207,7 +207,7 @@ def _examples(name, builder, count) -> Iterator[dict]:
 
 
 def _readable(path) -> bool:
-    """Whether a record file can be read to its end; other formats than array_record only say whether it exists."""
+    """Return whether a record file can be read to its end; for formats other than array_record, whether it exists."""
     if not path.is_file() or ".array_record" not in path.name:
         return path.is_file()
     from array_record.python import array_record_module
