@@ -1,4 +1,4 @@
-"""Anyone's network as the two pure functions that training needs."""
+"""Adapters of users' networks to the two pure functions that training needs."""
 
 import inspect
 import sys
@@ -26,7 +26,7 @@ class NetworkError(ValueError):
 def as_model(
     network: Any, example_inputs: chex.Array, *, switch: Mapping[str, bool] | None = None, mask: str | None = None
 ) -> Model:
-    """Makes a network of any kind a `Model`.
+    """Make a `Model` of a network of any kind.
 
     Args:
       network: a `Model`; a Flax Linen module; a pair of functions `init(key) -> params` and `apply(params, inputs) ->
@@ -50,7 +50,7 @@ def as_model(
         jax.eval_shape(lambda key, x: model.apply(*model.init(key), x, None, False), jax.random.key(0), example)
     except (NetworkError, UnknownSwitchError):
         raise
-    except Exception as error:  # whatever a stranger's network raises
+    except Exception as error:  # a user's network can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         shape = f"{example.dtype} of shape {example.shape}"
         raise ValueError(f"the network does not run on inputs {shape}: {reason} (expected {FORMS})") from error
@@ -58,7 +58,7 @@ def as_model(
 
 
 def _adapt(network, example, switch, mask):
-    equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")  # a network of theirs has imported them
+    equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")  # imported already if the network is of these
     if isinstance(network, Model):
         return network
     if isinstance(network, nn.Module):
@@ -80,7 +80,7 @@ def _adapt(network, example, switch, mask):
 
 
 def from_functions(init: Callable, apply: Callable) -> Model:
-    """Makes two pure functions a `Model` without batch statistics.
+    """Make a `Model` without batch statistics of two pure functions.
 
     Args:
       init: `init(key) -> params`; the key is consumed. Leaves that are no arrays or numbers, as an Equinox module's
@@ -104,7 +104,7 @@ def from_module(
     switch: Mapping[str, bool] | None = None,
     mask: str | None = None,
 ) -> Model:
-    """Makes a Flax Linen module a `Model`.
+    """Make a `Model` of a Flax Linen module.
 
     Args:
       module: called as `module(inputs)`, with those of `train=` (or `training=`, `is_training=`, `is_train=`,
@@ -115,8 +115,8 @@ def from_module(
       switch: its switch between training and evaluation where it has another name, an argument of its call or an
         attribute, with the value that it has in training: `{"test": False}`.
       mask: the argument that takes [B] booleans, False for padding, which then influences nothing. By default `mask`,
-        where a module with statistics has it and a trial shows that padding influences nothing; a module without
-        sees real samples once more in place of the padding of an epoch's last batch. `""` for none.
+        where a module with statistics has it and a trial shows that padding influences nothing; for a module without
+        a mask, real samples repeated replace the padding of an epoch's last batch. `""` for none.
 
     Returns:
       A `Model`.
@@ -180,7 +180,7 @@ def _no_argument(name, mask):
 
 
 def _padding_mask(module, parameter, masked, init, call, example):
-    """Returns "mask" where that argument takes booleans of real samples; by trial where the module is not ours."""
+    """Return "mask" where that argument takes booleans of real samples; by trial for modules of other packages."""
     name = type(module).__name__
     if type(module).__module__.startswith("sp_jax.models."):
         return "mask"
@@ -197,7 +197,7 @@ def _padding_mask(module, parameter, masked, init, call, example):
 
 
 def _ignores_padding(init, call, example):
-    """Whether logits of real samples and statistics are the same for any padding, when `mask` says which it is."""
+    """Return whether the logits of real samples and the statistics are independent of padding marked by `mask`."""
     params, batch_stats = init(jax.random.key(0))
     noise = jax.random.randint(jax.random.key(1), (4, *example.shape[1:]), 0, 2).astype(example.dtype)
     mask = jnp.array([True, True, True, False])
@@ -209,12 +209,12 @@ def _ignores_padding(init, call, example):
 def _try(function):
     try:
         return function()
-    except Exception:  # what it raises when it is called so says no more than that it is not called so
+    except Exception:  # any error only shows that the function does not accept such a call
         return None
 
 
 def _check_linen(name, module, modes: Modes, known, init, call, example):
-    """Raises where a module draws random numbers, or has a switch that was not found."""
+    """Raise an error where a module draws random numbers, or has a switch that was not found."""
     dropped, mask = [], jnp.ones(1, bool)
 
     def look(function, args, kwargs, context):
@@ -246,7 +246,7 @@ def _check_linen(name, module, modes: Modes, known, init, call, example):
 
 
 def _run_turned(module, flag, known, init, arguments, example):
-    """Calls a module, by shapes alone, with one of its boolean arguments or attributes turned."""
+    """Call a module, abstractly (shapes only), with one of its boolean arguments or attributes negated."""
     arguments = arguments | ({flag: not known[flag].default} if flag in known else {})
     turned = module if flag in known else module.clone(**{flag: not getattr(module, flag)})
 
@@ -260,12 +260,12 @@ def _run_turned(module, flag, known, init, arguments, example):
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, switch: Mapping[str, bool] | None = None) -> Model:
-    """Makes a Flax NNX module a `Model`.
+    """Make a `Model` of a Flax NNX module.
 
     Args:
       make: `make(rngs) -> module`, called with the inputs alone (and a switch that its `__call__` has); `train()` and
-        `eval()` set its mode. What is no `nnx.Param` (BatchNorm's statistics, dropout's streams of random numbers)
-        counts as batch statistics. Real samples stand once more in place of the padding of an epoch's last batch.
+        `eval()` set its mode. Variables other than `nnx.Param` (BatchNorm's statistics, dropout's streams of random
+        numbers) count as batch statistics. Real samples repeated replace the padding of an epoch's last batch.
       switch: as of `from_module`; an attribute is set in all modules that have it.
 
     Returns:
@@ -278,7 +278,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, switch: Mapping[str, boo
 
 
 def _nnx(make, switch):
-    """The model; and the module's shapes and `apply` with the statistics of evaluation too, to be looked at."""
+    """Return the model, the module's shapes, and an `apply` that returns the statistics in evaluation too."""
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, parameters = nnx.graphdef(abstract), inspect.signature(type(abstract).__call__).parameters
     modes = find_modes(type(abstract).__name__, parameters, abstract, switch)
@@ -310,7 +310,7 @@ def _checked_nnx(make, example, switch):
 
 
 def without_padding(inputs: chex.Array, mask: chex.Array | None) -> chex.Array:
-    """Returns the samples of a batch, the real ones (which come first) again in place of padding.
+    """Return the samples of a batch, with the padding replaced by the real ones (which come first), repeated.
 
     Args:
       inputs: [B, ...].
