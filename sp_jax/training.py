@@ -32,7 +32,7 @@ def adam(hparams: HParams) -> optax.GradientTransformation:
 
 def adam_per_entry(hparams: HParams) -> optax.GradientTransformation:
     """Make `adam` with a step count for each entry, which is reset with its moments: what continual backprop's authors
-    train with (`sp_jax.optimizer_state`)."""
+    train with (`sp_jax.transforms.optimizer_state`)."""
     decay = optax.add_decayed_weights(hparams.weight_decay)
     return optax.chain(decay, optimizer_state.adam_per_entry(hparams.learning_rate))
 

@@ -23,8 +23,8 @@ The defaults are the papers' settings. Where paper, authors' program and this pa
 - ReDo: redrawn units keep the moments of their biases and Adam's one step count, as in the program; this makes steps of
   up to 6.6 learning rates. The program draws Xavier-uniform weights; here they come from the network's own initialiser.
 - Continual backprop: the paper's formulas on activations after the step, and in `experiments.run` an Adam with a step
-  count for each entry, zeroed at a reset, as the program's (`sp_jax.optimizer_state`); there nothing is absorbed, since
-  the mean is zeroed first, and Adam's eps joins the uncorrected root.
+  count for each entry, zeroed at a reset, as the program's (`sp_jax.transforms.optimizer_state`). The program adds
+  nothing to the next layer's biases, as it zeroes the mean first, and adds Adam's eps to the uncorrected root.
 
 In `experiments.run` all of them start each round with a new optimiser and, unless `--statistics` says otherwise, new
 running statistics, as in the experiments of Ash and Adams: DASH's and FIRE's authors keep the statistics.

@@ -73,7 +73,7 @@ def make_restart(
       optimizer_state: `"reset"` ("reinitializing Adam's parameters at each step of learning", Section 2.2), `"keep"`,
         or `"reset_changed"`: only what belongs to parameters that the rule changed (a leaf that it returns as the same
         array is unchanged).
-      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.optimizer_state`.
+      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.transforms.optimizer_state`.
       shapes: where a leaf's shape is not that of the fresh network: `"same"`, an error; `"redraw"`, it is the fresh
         one, as the head of a pre-trained network for a task with other classes (Section 4.2); `"grow"`, the old
         leaf restarted where it lies in the grown one, fresh elsewhere (`sp_jax.growth`).

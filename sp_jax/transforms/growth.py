@@ -1,9 +1,9 @@
 """Restarts onto networks that have grown: new classes, wider layers, new layers.
 
 Where all new entries are zero, the grown network computes the old function: the trained weights lie where the layers
-read them. An axis that packs two meanings must be declared, or it is refused (`sp_jax.layouts`), and so are layers
-whose automatic names move. The paper re-draws a head for other classes (Section 4.2); keeping the old classes is an
-extension of this library.
+read them. An axis that packs two meanings must be declared, or it is refused (`sp_jax.transforms.layouts`), and so are
+layers whose automatic names move. The paper re-draws a head for other classes (Section 4.2); keeping the old classes is
+an extension of this library.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ def grown(
     Args:
       params: pytree of arrays, of the trained network.
       fresh_params: pytree of arrays, of the grown one: all paths of `params`, of no smaller shapes, and maybe more.
-      layouts: how axes are made up that pack two meanings, by path and axis: see `sp_jax.layouts`.
+      layouts: how axes are made up that pack two meanings, by path and axis: see `sp_jax.transforms.layouts`.
       renamed: from the paths of old layers to those of new ones, where they differ; an identical pair confirms.
 
     Returns:

@@ -211,7 +211,7 @@ def periodic_restart(
       optimizer_state: what becomes of the inner state at a restart. `"keep"`: nothing; `"reset"`: `inner.init` of the
         new parameters, all of it (schedules, injected hyperparameters and seeds begin anew too); `"reset_changed"`:
         only what belongs to leaves that change.
-      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.optimizer_state`.
+      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.transforms.optimizer_state`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `PeriodicState`; its update needs the parameters. Updates are
