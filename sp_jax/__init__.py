@@ -1,4 +1,4 @@
-"""Warm-started training in JAX: shrink-perturb (Ash and Adams, NeurIPS 2020) and what is needed to measure it.
+"""Warm-started training in JAX: shrink-perturb (Ash and Adams, NeurIPS 2020) and the tools to measure it.
 
 Shrink-perturb on any parameter pytree:
 

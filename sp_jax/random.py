@@ -13,7 +13,7 @@ class Purpose(enum.IntEnum):
     """The purpose of a key; the numbers determine every result, so they never change."""
 
     ARRIVAL = 0  # the validation third and the order of arrival
-    INIT = 1  # freshly drawn networks: round 0 is the first initialisation, round t the one before round t
+    INIT = 1  # freshly drawn networks: round 0 is the first initialisation, round t that of the restart before round t
     SHUFFLE = 2  # the order of an epoch
     NOISE = 3  # Gaussian noise of a restart
     METHOD = 4  # draws of a method during training

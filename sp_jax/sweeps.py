@@ -85,7 +85,7 @@ class Callbacks(NamedTuple):
     on_chunk: Callable[[Sequence[Group], int, Progress], None] | None = None  # of a pool, every few seconds; no state
     on_epoch: Callable[[Group, int, Lane, Progress], None] | None = None  # on the devices; slower, see `Engine.train`
     measure: Callable[[RoundPlan, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
-    stop: Callable[[], bool] | None = None  # asked after each chunk: whether to save now and raise `Stopped`
+    stop: Callable[[], bool] | None = None  # called after each chunk: whether to save now and raise `Stopped`
     note: Callable[[], dict] = dict  # plain JSON, saved beside the states
 
     @property
@@ -122,7 +122,7 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Callbacks
     placed = {}
     for round_ in range(1, 1 + max((len(group.phases) for group in groups), default=0)):
         training_now = [g for g in groups if standing.done.get(g.name, 0) < round_ <= len(g.phases)]
-        owners = {}  # by history, for those who share it
+        owners = {}  # by history, shared by groups
         for group in training_now:
             owners.setdefault(past[group.name][round_ - 1], group)
         finished, states = {}, {}  # by the owner's name; by the group's
@@ -141,17 +141,17 @@ class PartialRound(NamedTuple):
     """A group in the middle of a round."""
 
     progress: Progress  # [L, ...] on the host
-    seconds: float  # that the round took so far
+    seconds: float  # of the round so far
 
 
 class _Standing:
     """The state of a run, saved at intervals: all states after a round, and the progress of the next round."""
 
     def __init__(self, groups, store, watch):
-        """Load what the store holds."""
+        """Load the checkpoint of the store."""
         self._store, self._watch = store, watch
         self.done, self.states = finished_rounds(groups, store), {}  # by group
-        self._midway, self._summary = {}, None  # of the round that is running, by group; the newest chunk's
+        self._midway, self._summary = {}, None  # of the current round, by group; of the newest chunk
         whole, part = store.resume() if store else (None, None)
         if whole:
             phases = {g.name: g.phases[self.done[g.name] - 1] for g in groups if self.done.get(g.name)}
@@ -274,7 +274,7 @@ def train_round(
 def _explained(results, engine, lanes, begin, after):
     """Fill in what was not finite first in lanes that diverged, and set their accuracy and loss to NaN."""
     counts = samples = np.zeros(len(results), int)
-    if any(result.stop_reason == "nan" and result.epochs for result in results):  # the others were lost before
+    if any(result.stop_reason == "nan" and result.epochs for result in results):  # the others diverged before the round
         look = engine.measure(engine.first_lost_sample, lanes, begin().state, np.int32(results[0].num_train))
         counts, samples = engine.fetch(look, len(results))
     states, explained = engine.fetch(after, len(results)), []

@@ -124,7 +124,7 @@ class RoundResult(NamedTuple):
     round: int  # counted from 1
     num_train: int  # samples that have arrived
     epochs: int  # in this round
-    samples_seen: int  # epochs * num_train: the cost that depends on no machine
+    samples_seen: int  # epochs * num_train: the cost independent of the machine
     stop_reason: str  # `StopReason` in lower case
     train_accuracy: float  # fraction, of the last epoch
     train_loss: float  # nats

@@ -117,6 +117,20 @@ POSITIONAL_DEFAULTS = (  # a mask, arrivals, what optax's have
 )
 
 
+def test_local_names_do_not_hide_imports():
+    found = []
+    for path in [*(ROOT / "sp_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        imported = {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+        for node in {each for function in functions for each in ast.walk(function) if each is not function}:
+            match node:
+                case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+                    found += [f"{path.relative_to(ROOT)}:{node.lineno} {name}"] if name in imported else []
+    assert not found
+
+
 def test_imports_run_one_way():
     for path in (ROOT / "sp_jax").rglob("*.py"):
         room = path.relative_to(ROOT / "sp_jax").parts[0].removesuffix(".py")

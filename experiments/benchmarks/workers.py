@@ -50,7 +50,7 @@ class Running:
         """Start the process; it has finished compiling after its first answer."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several share a GPU
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
         self._process = context.Process(target=_serve, args=(theirs, contender, data))
         self._process.start()
         theirs.close()

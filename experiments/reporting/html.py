@@ -75,7 +75,7 @@ def render(text: str, title: str, figures: Mapping[str, pathlib.Path] | None = N
     tokens = markdown.parse(_UNBROKEN.sub("\N{NO-BREAK SPACE}", text))
     for i, token in enumerate(tokens):
         if [child.type for child in token.children or ()] == ["image"]:
-            tokens[i - 1].hidden = tokens[i + 1].hidden = True  # a figure is no part of a paragraph
+            tokens[i - 1].hidden = tokens[i + 1].hidden = True  # no paragraph around a figure
     body = markdown.renderer.render(tokens, markdown.options, {"figures": figures or {}})
     return _PAGE.format(title=escapeHtml(title), style=_STYLE, body=body)
 

@@ -19,7 +19,7 @@ NAMES = {
 }  # fmt: skip
 TASK = ("dataset", "model", "optimizer")  # lines are compared within one
 LANE = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")  # in no variant
-# A baseline may differ in these from the line that is held against it: it has no first phase of its own, or no method.
+# A baseline may differ in these from the line compared with it: it has no first phase of its own, or no method.
 FREE = (
     "first_epochs", "first_batch_size", "first_learning_rate", "first_fraction", "trained", "method", "method_strength",
 )  # fmt: skip

@@ -63,7 +63,7 @@ def exceeds(values: Sequence[float], threshold: float) -> Evidence:
     if len(values) < MIN_SEEDS or not np.isfinite(values).all():
         return Evidence()
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
-    if error <= 1e-9 * max(1.0, abs(threshold)):  # all seeds agree to rounding
+    if error <= 1e-9 * max(1.0, abs(threshold)):  # all seeds are equal up to rounding
         return Evidence(float(mean <= 1e-9), float(mean >= -1e-9))
     t, freedom = mean / error, len(values) - 1
     return Evidence(float(stats.t.sf(t, freedom)), float(stats.t.cdf(t, freedom)))

@@ -78,7 +78,7 @@ class Reporter:
         accuracy = f"validation accuracy {np.mean(kept):.1f} %" if kept else "no validation accuracy"
         accuracy += f" ({len(results) - len(kept)} of {len(results)} lanes ended by NaN)" * (len(kept) < len(results))
         lanes = " for one lane" if first.lanes == 1 else f" for all {first.lanes} lanes"
-        lanes *= not self._terminal  # whose line has room for the time left, not for both
+        lanes *= not self._terminal  # a terminal's line has room for only this or the time left
         self._say(
             f"{self._where(name, first.round)}: {accuracy}, {self._epochs[name]:.1f} epochs, "
             f"{first.seconds:.1f} s{lanes}{self._left()}",

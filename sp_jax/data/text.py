@@ -11,7 +11,7 @@ import numpy as np
 from sp_jax.types import Dataset
 
 VOCABULARY = 8_192  # buckets, 0 of them padding
-TOKENS = 128  # of a text; what follows is cut off
+TOKENS = 128  # of a text; longer texts are cut
 WORD = re.compile(r"[a-z0-9']+")
 
 

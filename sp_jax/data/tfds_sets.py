@@ -94,7 +94,7 @@ def _builder(name, folder):
     except ModuleNotFoundError as error:
         missing = str(error).rsplit("No module named ", 1)[-1].strip("'\"")
         raise DataError(f"data set {name!r} needs the package {missing}: pip install {missing}") from None
-    except Exception as error:  # TFDS raises whatever its parsers raise
+    except Exception as error:  # TFDS's parsers can raise anything
         raise DataError(f"data set {name!r} in {folder} cannot be read: {_first_line(error)}") from error
 
 
@@ -141,7 +141,7 @@ def _prepare(name, folder):
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # network, disk, checksum: TFDS raises whatever its parts raise
+    except Exception as error:  # network, disk, checksum: TFDS can raise anything
         raise DataError(f"{where}, and preparing it failed: {_first_line(error)}") from error
     return builder
 
@@ -173,7 +173,7 @@ def _decode(name, builder, split, files):
             done += 1
     except DataError:
         raise
-    except Exception as error:  # the readers raise whatever their parts raise
+    except Exception as error:  # the readers can raise anything
         unreadable = [path for path in files if not _readable(path)] or files
         damaged = unreadable[0] if len(unreadable) == 1 else unreadable[0].parent
         raise DataError(

@@ -21,11 +21,13 @@ class Program:
     """
 
     def __init__(self, function: Callable, mesh: jax.sharding.Mesh, *, side_by_side: int, donate: bool = False):
-        """Args:
-        function: `function(lane, carry, *shared)`, of one lane.
-        mesh: of axes `lanes` and `batch`.
-        side_by_side: lanes of a batch.
-        donate: whether the carry gives its buffers to the result.
+        """Wrap the function; compile nothing yet.
+
+        Args:
+          function: `function(lane, carry, *shared)`, of one lane.
+          mesh: of axes `lanes` and `batch`.
+          side_by_side: lanes of a batch.
+          donate: whether the result reuses the buffers of the carry.
         """
 
         def on_device(lanes, carries, shared):

@@ -20,7 +20,7 @@ FORMS = "a Linen module, a pair init(key) and apply(params, inputs), or a functi
 
 
 class NetworkError(ValueError):
-    """A network that cannot be trained as it is; the message is one line that says what to write instead."""
+    """A network that cannot be trained as it is; the message is one line with advice on what to write instead."""
 
 
 def as_model(
@@ -233,7 +233,7 @@ def _check_linen(name, module, modes: Modes, known, init, call, example):
             run(True)
     except errors.InvalidRngError:
         raise NetworkError(f"{name} draws random numbers while it trains (dropout): leave it out, or use NNX") from None
-    if dropped:  # if one had dropped, it would have drawn random numbers
+    if dropped:  # an active dropout would have drawn random numbers
         raise UnknownSwitchError(f"{name} has a dropout that drops nothing while it trains")
     check_switch(name, init, call, jax.ShapeDtypeStruct(example.shape, example.dtype))
     for flag in modes.others(known, module):

@@ -40,7 +40,7 @@ class Method(NamedTuple):
     restarted: Callable = lambda restart, state: restart(state)
     evaluated: Callable = lambda state: state
     default_strength: float = 0.0
-    needs_links: bool = False  # whether the model must say where its units' weights lie
+    needs_links: bool = False  # whether the model must have `links`
     steps_per_entry: bool = False  # whether its optimiser counts the steps of each entry, as `training.adam_per_entry`
 
 

@@ -30,7 +30,7 @@ class Link(NamedTuple):
     """
 
     incoming: str  # the layer of the units: `kernel` (Haiku: `w`) [..., units], perhaps `bias` (`b`) [units]
-    outgoing: str  # the layer that alone reads them: `kernel` [..., units, out], or [positions * units, out]
+    outgoing: str  # the only layer that reads them: `kernel` [..., units, out], or [positions * units, out]
     norm: str | None = None  # the normalisation between the two, `scale` or `bias` (`offset`) [units]
 
 

@@ -79,7 +79,7 @@ def make_dash(
 
 
 class _Chunks(NamedTuple):
-    """How samples in the order of arrival are divided, whatever the batches."""
+    """The division of the samples in the order of arrival into chunks, independent of the batches."""
 
     of: Callable  # of(places, batch_size) -> the chunk of each place
     end: Callable  # end(chunk, batch_size) -> the place after its last sample

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from sp_jax.transforms.filters import is_changeable
 from sp_jax.types import Model
 
-LARGE = 2.0**20  # a statistic so large that what a batch adds to it does not blur the momentum
-CLOSE = 1e-3  # relative: what a running mean's update differs by from a linear one through rounding
+LARGE = 2.0**20  # a trial value so large that the batch's own statistic hardly affects the momentum
+CLOSE = 1e-3  # relative: how much a running mean's update may differ from a linear one by rounding
 
 
 def recalibrate(

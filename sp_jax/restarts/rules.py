@@ -53,7 +53,7 @@ def fire(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
 
 
 def make_fire(*, where: Callable | None = None, kinds: Kinds | None = None) -> Rule:
-    """Make the rule `fire` for chosen kernels, or for networks whose axes of kernels cannot be told from their names.
+    """Make the rule `fire` for chosen kernels, or for networks with kernels whose axes must be declared (`kinds`).
 
     Args:
       where: which kernels change, as for `sp_jax.plasticity.orthogonalize`; by default all.

@@ -31,7 +31,7 @@ class DataPass(NamedTuple):
     finish: Callable  # finish(carry) -> restart
 
 
-@dataclasses.dataclass(frozen=True)  # no tuple: jax.jit holds a weak reference to what it compiles
+@dataclasses.dataclass(frozen=True)  # not a tuple: jax.jit holds a weak reference to the function that it compiles
 class Restart:
     """A restart of the whole training state, and the data that it reads; called as `apply` is."""
 

@@ -17,7 +17,7 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
       OSError: it cannot be written; the older one is as it was.
     """
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")  # no other writer's
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")  # distinct from other writers' files
     try:
         with open(unfinished, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

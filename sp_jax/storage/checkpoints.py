@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from sp_jax.storage.atomic import sync_folder, write_whole
 
-FORMAT = 1  # of what is written here; another one is refused
+FORMAT = 1  # the version of the format; another one is refused
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that determine the structure of a state
 MANIFEST = "manifest"  # a checksum and a line of JSON
 SECONDS = 180.0  # between two checkpoints in the middle of a round
@@ -100,7 +100,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
             unfinished.rename(path)
             sync_folder(self._folder)
-        except Exception as error:  # Orbax raises whatever its parts raise
+        except Exception as error:  # Orbax can raise anything
             self._clear()
             what = f"cannot write the checkpoint {path} ({_reason(error)})"
             raise CheckpointError(

@@ -247,7 +247,7 @@ def labels(groups: Mapping[str, Callable], *, default: str = "rest") -> Callable
             return found
 
         named = jax.tree_util.tree_map_with_path(name, params)
-        for group in groups if jax.tree.leaves(params) else ():  # optax asks for the labels of no leaves at all
+        for group in groups if jax.tree.leaves(params) else ():  # optax calls it for trees without leaves, too
             if group not in used:
                 raise ValueError(f"group {group!r} has no floating leaf; the paths are: {some_paths(params)}")
         return named

@@ -178,7 +178,7 @@ def keep_new(
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> chex.ArrayTree:
-    """Return `mixed` at the old entries and `fresh_params` at the new ones, undoing there what a rule did to them.
+    """Return `mixed` at the old entries and `fresh_params` at the new ones, undoing a rule's change of the latter.
 
     Args:
       params: pytree of arrays, before they grew.

@@ -235,7 +235,7 @@ def periodic_restart(
     [1.25]
     [0.25]
     """
-    is_due(0, every=every, last_step=last_step)  # mistakes show here, not in a long run
+    is_due(0, every=every, last_step=last_step)  # raises for invalid arguments before a long run
     for name, value, known in (("optimizer_state", optimizer_state, OPTIMIZER_STATES), ("counts", counts, COUNTS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -259,7 +259,7 @@ def periodic_restart(
             new = arithmetic.shrink_perturb(optax.apply_updates(params, updates), fresh, **rule)
             changed = _changed(params, **rule)
             leading = jax.tree.map(_update_towards, changed, new, params, updates)
-            new = optax.apply_updates(params, leading)  # what the caller will hold, rounding included
+            new = optax.apply_updates(params, leading)  # the caller's parameters, rounding included
             return leading, _restarted_state(inner, inner_state, new, changed, optimizer_state, counts)
 
         due = is_due(step, every=every, last_step=last_step)

@@ -55,7 +55,7 @@ def pareto(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
             ax.set_title(", ".join(value for _, value in task), fontsize=10)
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     style.legend(figure, list(handles.values()), list(handles))
-    figure.draw_without_rendering()  # settles where the points are
+    figure.draw_without_rendering()  # fixes the positions of the points
     for ax, points in zip(axes, tasks.values(), strict=True):
         _label(ax, points)
     return [style.save(figure, folder, "pareto")]

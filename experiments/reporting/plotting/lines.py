@@ -19,7 +19,7 @@ AXES = {
     "first_fraction": "fraction of the samples in the first phase",
     "strength": "strength of the penalty, evenly spaced",
 }
-EVEN = ("noise_scale", "strength")  # of many magnitudes, and 0
+EVEN = ("noise_scale", "strength")  # their values span many orders of magnitude, and include 0
 
 
 @style.of_sound_lanes
