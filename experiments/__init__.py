@@ -1,1 +1,1 @@
-"""The binaries: they drive the rounds and draw the paper's tables and figures; `sp_jax` knows nothing of them."""
+"""Programs that run the experiments and make the paper's tables and figures; `sp_jax` does not depend on them."""

@@ -57,7 +57,7 @@ _SECONDS = flags.DEFINE_float("seconds", workers.SECONDS, "About how long a meas
 
 
 def samples(name: str) -> Dataset:
-    """The data set, or random pixels of CIFAR-10's shape where it cannot be had."""
+    """Load the data set, or make random pixels of CIFAR-10's shape where it is not available."""
     try:
         found = setting_flags.dataset(name)
     except DataError:

@@ -21,7 +21,7 @@ flags.adopt_module_key_flags(app)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reports on a run, or on each experiment below a folder."""
+    """Report on a run, or on each experiment below a folder."""
     with app.one_line_errors(argv):
         if not app.WORKDIR.value:
             raise UsageError("--workdir is missing: name a folder that experiments.run has written to")

@@ -92,7 +92,7 @@ def train(planned: plan.RunPlan, stopping: signals.Stop) -> None:
 
 
 def _board():
-    """What writes for TensorBoard; None where it is not asked for."""
+    """Return what writes for TensorBoard; None where it is not asked for."""
     if not _TENSORBOARD.value:
         return None
     try:
@@ -103,7 +103,7 @@ def _board():
 
 
 def main(argv: Sequence[str]) -> None:
-    """Plans and checks everything first, then trains."""
+    """Plan and check everything first, then trains."""
     with app.one_line_errors(argv):
         if _LIST.value:
             print(listing.table(), end="")

@@ -1,6 +1,6 @@
-"""Warm-started training in JAX: shrink-perturb (Ash and Adams, NeurIPS 2020) and what is needed to measure it.
+"""Warm-started training in JAX: shrink-perturb (Ash and Adams, NeurIPS 2020) and the tools to measure it.
 
-The trick, on any parameter pytree:
+Shrink-perturb on any parameter pytree:
 
 >>> import jax.numpy as jnp
 >>> import sp_jax

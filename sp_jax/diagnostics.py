@@ -1,4 +1,4 @@
-"""What explains the gap: gradient norms on parts of the data (Figure 5), what is left of the start (Figure 11).
+"""Diagnostics of the gap: gradient norms on parts of the data (Figure 5), similarity to the initialisation (Figure 11).
 
 Functions of one lane, off the hot path: `sweeps.Engine.measure` runs them on all lanes.
 """
@@ -19,10 +19,10 @@ BATCHES = 10  # gradients of so many batches are averaged
 
 
 def gradient_norms(trainer: Trainer) -> Callable[..., dict[str, chex.Array]]:
-    """Gradient norms of the data that had arrived before and of the new data, apart (Figure 5).
+    """Make a measure of the gradient norms of the old data and of the new data, separately (Figure 5).
 
     Args:
-      trainer: the static side of training.
+      trainer: the static configuration.
 
     Returns:
       `measure(lane, state, data, num_old, num_visible)`: scalars `gradient_norm_old` and `gradient_norm_new`, the norm
@@ -36,7 +36,7 @@ def gradient_norms(trainer: Trainer) -> Callable[..., dict[str, chex.Array]]:
         return {"gradient_norm_old": norm(0, num_old), "gradient_norm_new": norm(num_old, num_visible)}
 
     def positions(num_train, num_old, num_visible):
-        """The samples that `measure` looks at, by their place in the order of arrival: what a stream sends."""
+        """Return the positions, in the order of arrival, of the samples that `measure` reads: a stream sends these."""
         del num_visible
         first = np.arange(BATCHES * trainer.batch_size)
         return np.minimum(np.concatenate([first, num_old + first]), num_train - 1)
@@ -46,7 +46,7 @@ def gradient_norms(trainer: Trainer) -> Callable[..., dict[str, chex.Array]]:
 
 
 def _gradient_norm(trainer, lane, state, data, start, stop):
-    """Mean over the first batches of the samples that arrived from `start` to `stop`; NaN where there are none."""
+    """Return the mean over the first batches of the samples that arrived from `start` to `stop`; NaN without any."""
     size = trainer.batch_size
 
     def batch_norm(i):
@@ -66,7 +66,7 @@ def _gradient_norm(trainer, lane, state, data, start, stop):
 
 
 def similarity(params: chex.ArrayTree, start: chex.ArrayTree) -> dict[str, chex.Array]:
-    """How much a solution has in common with its initialisation, over all parameters together (Figures 11 and 33).
+    """Compute the similarity of a solution to its initialisation, over all parameters together (Figures 11 and 33).
 
     Args:
       params: pytree of arrays, after training.
@@ -90,7 +90,7 @@ def similarity(params: chex.ArrayTree, start: chex.ArrayTree) -> dict[str, chex.
 
 
 def measure_similarity(lane: Lane, states: tuple[chex.ArrayTree, chex.ArrayTree], data: Dataset):
-    """`similarity` as `sweeps.Engine.measure` calls it; `states` are the parameters after and before a round."""
+    """Call `similarity` as `sweeps.Engine.measure` does; `states` are the parameters after and before a round."""
     del lane, data
     return similarity(*states)
 

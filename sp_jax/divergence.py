@@ -1,4 +1,4 @@
-"""Lanes that diverged: what was not finite first, in words, and a warning of their own."""
+"""Lanes that diverged: the first value that was not finite, in words, and a warning class."""
 
 from collections.abc import Callable
 
@@ -18,10 +18,10 @@ class DivergenceWarning(RuntimeWarning):
 
 
 def first_not_finite(state: TrainState) -> str:
-    """Returns the path of the first parameter or statistic that is not finite, in words; "" where all are.
+    """Return the path of the first parameter or statistic that is not finite, in words; "" where all are finite.
 
     Args:
-      state: of one lane; its optimiser's state is not looked at.
+      state: of one lane; its optimiser's state is not checked.
     """
     for kind, tree in (("parameter", state.params), ("statistic", state.batch_stats)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -31,14 +31,14 @@ def first_not_finite(state: TrainState) -> str:
 
 
 def first_lost_sample(model: Model) -> Callable:
-    """Makes a measure, as `Engine.measure` runs it: which sample a network gives a loss that is not finite.
+    """Make a measure, as `Engine.measure` runs it: the samples whose loss under a network is not finite.
 
     Args:
       model: its two functions.
 
     Returns:
       `measure(lane, state, data, num_visible)`, in evaluation mode: how many of the samples that have arrived have no
-      finite loss (none where data are streamed, and so not looked at), and the index of the first.
+      finite loss (0 where data are streamed, which are not checked), and the index of the first.
     """
 
     def measure(lane, state, data, num_visible):
@@ -59,7 +59,7 @@ def first_lost_sample(model: Model) -> Callable:
 
 
 def explain(result: RoundResult, lost: int, sample: int, state: TrainState) -> str:
-    """Returns what was not finite first in a lane that diverged.
+    """Return what was not finite first in a lane that diverged.
 
     Args:
       result: of the lane's round.
@@ -84,7 +84,7 @@ def explain(result: RoundResult, lost: int, sample: int, state: TrainState) -> s
 
 
 def check_finite(what: str, state: TrainState, advice: str) -> None:
-    """Raises a ValueError with the advice where a network is not finite.
+    """Raise a ValueError with the advice where a network is not finite.
 
     Args:
       what: whose network, for the message.

@@ -1,4 +1,4 @@
-"""What is added to the loss of a batch (Section 3.3, Table 3). The strength is traced, so a sweep varies it.
+"""Penalties added to the loss of a batch (Section 3.3, Table 3). The strength is traced, so a sweep can vary it.
 
 All penalties have one signature, and strength 0 is the plain cross-entropy for each:
 
@@ -9,7 +9,7 @@ minimised, averaged over the real samples (`mask`); `logits` are those of the cl
 is counted.
 L2 is no penalty here but `HParams.weight_decay`: coupled, it is added to the gradient.
 
-An even prediction of two classes costs ln 2 = 0.693; its entropy is as much, and β of it is given back:
+A uniform prediction of two classes has the loss ln 2 = 0.693; its entropy is the same, and β times it is subtracted:
 
 >>> forward, batch = lambda inputs: (inputs, {}), (jnp.zeros((1, 2)), jnp.array([0]), jnp.array([True]))
 >>> [round(float(penalty(forward, *batch, 0.1)[0][0]), 3) for penalty in (none, confidence)]
@@ -30,7 +30,7 @@ Penalty = Callable[..., tuple[chex.Array, chex.Array, chex.ArrayTree]]
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Cross-entropy of each sample, nats, computed in at least float32.
+    """Return the cross-entropy of each sample, nats, computed in at least float32.
 
     Args:
       logits: [B, classes].
@@ -44,7 +44,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def none(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
-    """The plain cross-entropy; `mask` and `strength` are not used.
+    """Compute the plain cross-entropy; `mask` and `strength` are not used.
 
     Args:
       forward: see the module.
@@ -62,7 +62,7 @@ def none(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Ar
 
 
 def confidence(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
-    """The confidence penalty (Pereyra et al. 2017, the paper's [23]): cross-entropy − β · entropy of the prediction.
+    """Compute the confidence penalty (Pereyra et al. 2017, the paper's [23]): cross-entropy − β · prediction's entropy.
 
     Args:
       forward: see the module.
@@ -81,9 +81,9 @@ def confidence(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: c
 
 
 def adversarial(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
-    """Adversarial training (the paper's [24]), by the fast gradient sign of Goodfellow et al. 2015.
+    """Compute adversarial training's loss (the paper's [24]), by the fast gradient sign of Goodfellow et al. 2015.
 
-    Half the cross-entropy of the samples x, half that of x + ε · sign(gradient of the loss by x).
+    Half the cross-entropy of the samples x, plus half that of x + ε · sign(gradient of the loss with respect to x).
 
     Args:
       forward: see the module.
@@ -91,7 +91,7 @@ def adversarial(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: 
       labels: [B] integers.
       mask: [B] booleans, False marks padding.
       strength: ε >= 0, a scalar, in units of the scaled inputs: pixels lie in [-1, 1], so ε = 0.01 is 1.275 of 255 grey
-        levels. The moved inputs are not clipped.
+        levels. The perturbed inputs are not clipped.
 
     Returns:
       Losses [B]; the logits [B, classes] and the batch statistics of the clean inputs.

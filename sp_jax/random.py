@@ -10,17 +10,17 @@ import jax
 
 
 class Purpose(enum.IntEnum):
-    """What a key is for; the numbers are part of every result, so they never change."""
+    """The purpose of a key; the numbers determine every result, so they never change."""
 
     ARRIVAL = 0  # the validation third and the order of arrival
-    INIT = 1  # freshly drawn networks: round 0 is the first initialisation, round t the one before round t
+    INIT = 1  # freshly drawn networks: round 0 is the first initialisation, round t that of the restart before round t
     SHUFFLE = 2  # the order of an epoch
     NOISE = 3  # Gaussian noise of a restart
-    METHOD = 4  # what a method draws while it trains
+    METHOD = 4  # draws of a method during training
 
 
 def key_for(seed: chex.Numeric, purpose: Purpose, *counters: chex.Numeric) -> chex.PRNGKey:
-    """The key of a seed for one purpose.
+    """Make the key of a seed for one purpose.
 
     Args:
       seed: integer scalar, may be traced.

@@ -1,7 +1,7 @@
-"""MANY lanes: seeds and settings side by side, rounds in sequence, checkpoints between them.
+"""Training of many lanes: seeds and settings side by side, rounds in sequence, checkpoints between them.
 
-A group is the lanes of one setting, one for each seed. Groups that have been the same so far share their rounds; all
-others that an engine has room for train as one pool, a whole grid in one program.
+A group is the lanes of one setting, one for each seed. Groups whose rounds have been identical so far share them; the
+others train as one pool as far as an engine has room for them, so that a grid is one program.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ __all__ = ["Callbacks", "Engine", "Finished", "Group", "RoundPlan", "make_lanes"
 
 
 class RoundPlan(NamedTuple):
-    """What a group does in one round."""
+    """The plan of one round of a group."""
 
     engine: Engine  # a round may have another data set, batch size or optimiser than the one before
     lanes: Lane  # [L, ...]
@@ -43,7 +43,7 @@ class Group(NamedTuple):
 def rounds(
     engine: Engine, lanes: Lane, restart: restarts.Restart, arrivals: Sequence[int], *, restart_first: bool = False
 ) -> tuple[RoundPlan, ...]:
-    """The phases of sequential rounds: samples arrive, restart, train until converged (Sections 2.1 and 2.2).
+    """Make the phases of sequential rounds: samples arrive, restart, train until converged (Sections 2.1 and 2.2).
 
     Args:
       engine: the programs of all rounds.
@@ -65,8 +65,8 @@ class Finished(NamedTuple):
 
     group: Group
     results: list[RoundResult]  # [L]
-    owner: str  # the group that trained the round: this one, or one that was the same so far
-    measures: dict[str, np.ndarray]  # [L] each: what `Callbacks.measure` found
+    owner: str  # the group that trained the round: this one, or one whose rounds were identical so far
+    measures: dict[str, np.ndarray]  # [L] each: the result of `Callbacks.measure`
     state: TrainState  # [L, ...] on the host, as the next round's restart finds it
 
     @property
@@ -76,21 +76,21 @@ class Finished(NamedTuple):
 
 
 class Stopped(KeyboardInterrupt):
-    """Training has stopped where it was asked to (`Callbacks.stop`); it goes on to the same results."""
+    """Training was stopped on request (`Callbacks.stop`); resumed, it gives the same results."""
 
 
 class Callbacks(NamedTuple):
-    """What is looked at while groups train; off the hot path where it is not asked for."""
+    """Functions called while groups train; those that are None cost nothing."""
 
     on_chunk: Callable[[Sequence[Group], int, Progress], None] | None = None  # of a pool, every few seconds; no state
     on_epoch: Callable[[Group, int, Lane, Progress], None] | None = None  # on the devices; slower, see `Engine.train`
     measure: Callable[[RoundPlan, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
-    stop: Callable[[], bool] | None = None  # asked after each chunk: whether to save now and raise `Stopped`
+    stop: Callable[[], bool] | None = None  # called after each chunk: whether to save now and raise `Stopped`
     note: Callable[[], dict] = dict  # plain JSON, saved beside the states
 
     @property
     def alone(self) -> bool:
-        """Whether each group trains by itself: what is looked at is one group's."""
+        """Whether each group trains by itself, as `on_epoch` and `measure` need."""
         return bool(self.on_epoch or self.measure)
 
 
@@ -98,31 +98,31 @@ NOTHING = Callbacks()
 
 
 def run(groups: Sequence[Group], *, store: Store | None = None, watch: Callbacks = NOTHING) -> Iterator[Finished]:
-    """Trains all groups through all their rounds.
+    """Train all groups through all their rounds.
 
-    All groups finish a round before the next one begins. Groups that have been the same so far share their rounds: the
-    first one, which no restart precedes, is trained once for all settings that differ in their restart alone.
+    All groups finish a round before the next one begins. Groups whose rounds have been identical so far share them: the
+    first round, which no restart precedes, is trained once for all settings that differ in their restart alone.
 
     Args:
       groups: names must be unique.
-      store: where the states are saved, after each round and every few minutes in the middle of one, and taken from:
-        what it holds is not trained again.
-      watch: what is called meanwhile.
+      store: where the states are saved, after each round and every few minutes in the middle of one, and loaded from:
+        rounds that it holds are not trained again.
+      watch: functions called meanwhile.
 
     Yields:
-      Each group as it finishes a round. The round's checkpoint is written when all its groups have been taken, so what
-      was yielded and written down is never older than the checkpoint.
+      Each group as it finishes a round. The round's checkpoint is written after all its groups have been consumed, so
+      the consumer's records are never older than the checkpoint.
 
     Raises:
       Stopped: `watch.stop` asked for it.
-      CheckpointError: what the store holds cannot be read, or nothing can be written to it.
+      CheckpointError: the store's content cannot be read, or nothing can be written to it.
     """
     standing = _Standing(groups, store, watch)
     past = histories(groups)
     placed = {}
     for round_ in range(1, 1 + max((len(group.phases) for group in groups), default=0)):
         training_now = [g for g in groups if standing.done.get(g.name, 0) < round_ <= len(g.phases)]
-        owners = {}  # by history, for those who share it
+        owners = {}  # by history, shared by groups
         for group in training_now:
             owners.setdefault(past[group.name][round_ - 1], group)
         finished, states = {}, {}  # by the owner's name; by the group's
@@ -141,17 +141,17 @@ class PartialRound(NamedTuple):
     """A group in the middle of a round."""
 
     progress: Progress  # [L, ...] on the host
-    seconds: float  # that the round took so far
+    seconds: float  # of the round so far
 
 
 class _Standing:
-    """Where a run stands, saved from time to time: all states after a round, and what the next one has come to."""
+    """The state of a run, saved at intervals: all states after a round, and the progress of the next round."""
 
     def __init__(self, groups, store, watch):
-        """Takes up what the store holds."""
+        """Load the checkpoint of the store."""
         self._store, self._watch = store, watch
         self.done, self.states = finished_rounds(groups, store), {}  # by group
-        self._midway, self._summary = {}, None  # of the round that is running, by group; the newest chunk's
+        self._midway, self._summary = {}, None  # of the current round, by group; of the newest chunk
         whole, part = store.resume() if store else (None, None)
         if whole:
             phases = {g.name: g.phases[self.done[g.name] - 1] for g in groups if self.done.get(g.name)}
@@ -163,19 +163,19 @@ class _Standing:
             self._midway = {name: PartialRound(each, part.note["seconds"][name]) for name, each in found.items()}
 
     def midway(self, pool):
-        """What the pool's groups have come to, as one; None where one of them has not begun."""
+        """Return the progress of the pool's groups in the round, as one; None where one of them has not begun."""
         found = [self._midway.get(group.name) for group in pool]
         if any(each is None for each in found):
             return None
         return PartialRound(_stack([each.progress for each in found]), max(each.seconds for each in found))
 
     def chunk(self, round_, summary, split, whole):
-        """After a chunk: saves where it is time or a stop is asked for.
+        """Save after a chunk, where it is time or a stop is requested.
 
         Args:
           round_: counted from 1.
           summary: the pool's progress without its state.
-          split: gives each group's part of a tree of [L, ...].
+          split: returns each group's part of a tree of [L, ...].
           whole: fetches the `PartialRound` of the pool.
         """
         self._summary = summary
@@ -190,12 +190,12 @@ class _Standing:
             raise Stopped
 
     def end_pool(self, split, states, seconds):
-        """A pool has finished, others of the round perhaps not; `states` by group."""
+        """Record that a pool has finished the round, which others may not have; `states` by group."""
         for name, summary in split(self._summary).items():
             self._midway[name] = PartialRound(summary.replace(state=states[name]), seconds)
 
     def end_round(self, round_, states):
-        """All have finished a round."""
+        """Record that all groups have finished a round, and save."""
         self.states |= states
         self.done |= dict.fromkeys(states, round_)
         self._midway = {}
@@ -204,7 +204,8 @@ class _Standing:
 
 
 def _pool(owners, first, round_, finished, watch):
-    """The group and those after it that train with it: in one engine, on as many samples, from states of one kind."""
+    """Return the group and those that train with it: of one engine, as many samples, and one engine in the round
+    before."""
 
     def kind(group):
         engine, _, num_visible, _ = group.phases[round_ - 1]
@@ -229,15 +230,15 @@ def train_round(
     on_epoch: Callable | None = None,
     measure: Callable | None = None,
 ) -> tuple[TrainState, list[RoundResult], dict[str, np.ndarray]]:
-    """Restarts and trains all lanes of a phase until converged, then evaluates them.
+    """Restart and train all lanes of a phase until converged, then evaluate them.
 
     Args:
-      phase: what happens in the round.
+      phase: the plan of the round.
       round_: counted from 1.
       lanes: the phase's, as placed by its engine.
       state: on the devices, after the last round; None draws the first initialisation.
-      midway: where the round has been left; None begins it.
-      on_chunk: see `Engine.train`; what it can fetch is where the round stands then.
+      midway: the progress of an interrupted round; None begins it.
+      on_chunk: see `Engine.train`; the function that it gets fetches the round's progress so far.
       on_epoch: see `Engine.train`.
       measure: see `Callbacks`.
 
@@ -271,9 +272,9 @@ def train_round(
 
 
 def _explained(results, engine, lanes, begin, after):
-    """Says of lanes that diverged what was not finite first; they have no accuracy."""
+    """Fill in what was not finite first in lanes that diverged, and set their accuracy and loss to NaN."""
     counts = samples = np.zeros(len(results), int)
-    if any(result.stop_reason == "nan" and result.epochs for result in results):  # the others were lost before
+    if any(result.stop_reason == "nan" and result.epochs for result in results):  # the others diverged before the round
         look = engine.measure(engine.first_lost_sample, lanes, begin().state, np.int32(results[0].num_train))
         counts, samples = engine.fetch(look, len(results))
     states, explained = engine.fetch(after, len(results)), []
@@ -287,7 +288,7 @@ def _explained(results, engine, lanes, begin, after):
 
 
 def _train(pool, round_, standing, placed, watch):
-    """`train_round` of all groups of a pool at once; for each its state, results and measures, on the host."""
+    """Call `train_round` for all groups of a pool at once; return each one's state, results and measures."""
     phases = [group.phases[round_ - 1] for group in pool]
     counts = [len(phase.lanes.seed) for phase in phases]
     cuts = np.cumsum([0, *counts]).tolist()
@@ -324,7 +325,7 @@ def _train(pool, round_, standing, placed, watch):
 
 
 def _part(tree, start, stop):
-    """Some of the lanes of [L, ...]."""
+    """Return some of the lanes of [L, ...]."""
     return jax.tree.map(lambda x: x[start:stop], tree)
 
 
@@ -333,7 +334,7 @@ def _stack(trees):
 
 
 def finished_rounds(groups: Sequence[Group], store: Store | None) -> dict[str, int]:
-    """How many rounds of each group the store holds as finished."""
+    """Return how many rounds of each group the store holds as finished."""
     whole = store.resume()[0] if store else None
     done = whole.note["done"] if whole else {}
     return {group.name: min(done.get(group.name, 0), len(group.phases)) for group in groups}
@@ -344,14 +345,14 @@ def _shapes(phase):
 
 
 def _any_host(*flags):
-    """Whether any of several hosts says so, which all must ask at the same time."""
+    """Return for each flag whether it is set on any host; all hosts must call it at the same time."""
     flags = np.array([bool(flag) for flag in flags])
     return multihost_utils.process_allgather(flags).any(axis=0) if jax.process_count() > 1 else flags
 
 
 def histories(groups: Sequence[Group]) -> dict[str, list[tuple]]:
-    """For each group, by name, and each round, a name of all that the round depends on: groups of the same name may
-    share it."""
+    """Return for each group, by name, and each round a key of all that the round depends on: groups with equal keys may
+    share the round."""
     digests = {}  # of arrays, which phases share
 
     def digest(array):

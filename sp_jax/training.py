@@ -1,4 +1,4 @@
-"""ONE lane: train step, epoch, round until convergence, evaluation; pure functions that know no model and no data set.
+"""Training of one lane: step, epoch, round until convergence, evaluation; pure functions of any model and data set.
 
 A round is training to convergence (Section 2.1): a `while_loop` of epochs inside one program; an epoch is a
 `fori_loop` of steps. The data stay on the device at full size; how many samples have arrived is a traced scalar, so
@@ -25,24 +25,25 @@ EVALUATION_BATCH = 500  # samples at a time
 
 
 def adam(hparams: HParams) -> optax.GradientTransformation:
-    """Adam with PyTorch's defaults (Section 2.2) and coupled L2: the decay joins the gradient before Adam's moments."""
+    """Make Adam with PyTorch's defaults (Section 2.2) and coupled L2: the decay is added to the gradient before Adam's
+    moments."""
     return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.adam(hparams.learning_rate))
 
 
 def adam_per_entry(hparams: HParams) -> optax.GradientTransformation:
-    """As `adam`, with a step count for each entry, which is reset with its moments: what continual backprop's authors
-    train with (`sp_jax.optimizer_state`)."""
+    """Make `adam` with a step count for each entry, which is reset with its moments: what continual backprop's authors
+    train with (`sp_jax.transforms.optimizer_state`)."""
     decay = optax.add_decayed_weights(hparams.weight_decay)
     return optax.chain(decay, optimizer_state.adam_per_entry(hparams.learning_rate))
 
 
 def sgd(hparams: HParams) -> optax.GradientTransformation:
-    """Stochastic gradient descent without momentum (Section 3), with coupled L2."""
+    """Make stochastic gradient descent without momentum (Section 3), with coupled L2."""
     return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.sgd(hparams.learning_rate))
 
 
 def only(optimizer: Optimizer, where: Callable) -> Optimizer:
-    """An optimiser that trains the leaves picked by a filter and leaves all others as they are (Table 5's LL).
+    """Make an optimiser that trains the leaves picked by a filter and leaves all others as they are (Table 5's LL).
 
     Args:
       optimizer: of the picked leaves.
@@ -60,14 +61,14 @@ def only(optimizer: Optimizer, where: Callable) -> Optimizer:
 
 @struct.dataclass
 class Convergence:
-    """When a round ends; every field is traced, so a sweep may vary it. Each a scalar, or [L].
+    """When a round ends; every field is traced, so a sweep may vary it. Each is a scalar, or [L].
 
     The paper trains to 99 % training accuracy; the authors stopped models that cannot reach it "when training accuracy
     stops improving". Training accuracy is the online one: counted in train mode while the epoch runs.
 
     A lane whose loss is no longer finite, or whose network holds a NaN, stops (`StopReason.NAN`) and costs no time,
-    in later rounds either: a round that begins with a NaN has no epochs. So with λ > 0 a lane stays NaN for good; a
-    restart that forgets the old network (random init, or λ = 0 with statistics and optimiser reset) heals it.
+    in later rounds either: a round that begins with a NaN has no epochs. So with λ > 0 a lane stays NaN for good; only
+    a restart that forgets the old network (random init, or λ = 0 with statistics and optimiser reset) recovers it.
     """
 
     train_accuracy: chex.Numeric = 0.99  # fraction: the threshold
@@ -78,21 +79,21 @@ class Convergence:
 
     @classmethod
     def exactly(cls, epochs: int) -> "Convergence":
-        """Exactly so many epochs (Figure 1 has 350; Figure 6 has none)."""
+        """Make the rule of exactly so many epochs (Figure 1 has 350; Figure 6 has none)."""
         return cls(max_epochs=epochs, fixed=True)
 
     def start(self, state: TrainState, *, active: chex.Array = True) -> Progress:
-        """A round that has not begun; it never will where `active` is False, or the network holds a NaN, or it has
-        exactly 0 epochs."""
+        """Return the progress of a round before its first epoch; it has already stopped where `active` is False, the
+        network holds a NaN, or the round has exactly 0 epochs."""
         untrained = jnp.logical_and(self.fixed, self.max_epochs <= 0)
         reason = jnp.where(untrained, StopReason.FIXED.value, StopReason.RUNNING.value)
         reason = jnp.where(holds_nan(state), StopReason.NAN.value, reason)
         return Progress.start(state, stop_reason=jnp.where(active, reason, StopReason.CAP.value))
 
     def update(self, progress: Progress, accuracy: chex.Array, loss: chex.Array) -> Progress:
-        """Books one more epoch of this training accuracy (fraction) and loss (nats), and says whether to stop."""
+        """Record one more epoch of this training accuracy (fraction) and loss (nats), and decide whether to stop."""
         epoch = progress.epoch + 1
-        # A thousandth less, or rounding decides: with 1,000 samples one more right answer is 0.001 or a little less.
+        # A thousandth less as tolerance for rounding: of 1,000 samples, one more correct is 0.001 or a little less.
         improved = accuracy - progress.best_accuracy >= self.min_improvement * 0.999
         best_epoch = jnp.where(improved, epoch, progress.best_epoch)
         open_ended = jnp.logical_not(self.fixed)
@@ -117,7 +118,7 @@ class Convergence:
 
 
 def holds_nan(state: TrainState) -> chex.Array:
-    """Whether a parameter or a statistic is NaN: what an epoch's last step did, its loss does not tell."""
+    """Return whether a parameter or a statistic is NaN: the loss does not reflect the last step of an epoch."""
     leaves = jax.tree.leaves((state.params, state.batch_stats))
     found = [jnp.any(jnp.isnan(x)) for x in leaves if filters.is_changeable(x)]
     return jnp.any(jnp.array(found, bool))
@@ -125,18 +126,18 @@ def holds_nan(state: TrainState) -> chex.Array:
 
 @struct.dataclass
 class Lane:
-    """What makes a lane itself and does not change while it trains; `[L, ...]` for lanes."""
+    """The settings and samples of one lane, constant while it trains; `[L, ...]` for several lanes."""
 
     seed: chex.Array  # int32
     hparams: HParams
     convergence: Convergence
     order: chex.Array  # [T] int32, indices of the training samples in the order of arrival
     validation: chex.Array  # [V] int32, indices of the validation samples
-    active: chex.Array = True  # False: the lane only fills up
+    active: chex.Array = True  # False: the lane is padding
 
 
 class Trainer(NamedTuple):
-    """The static side of training: what is compiled into the program."""
+    """The static configuration of training, which is compiled into the program."""
 
     model: Model
     optimizer: Optimizer
@@ -150,10 +151,10 @@ class Trainer(NamedTuple):
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
-    """A freshly drawn training state: the first initialisation is that of round 0, round t's restart draws that of t.
+    """Draw a fresh training state: the first initialisation is that of round 0, round t's restart draws that of t.
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       lane: one lane.
       round_: int scalar, may be traced.
 
@@ -175,10 +176,10 @@ def train_step(
     *,
     whole: chex.Numeric | None = None,
 ) -> tuple[TrainState, chex.Array, chex.Array]:
-    """One step on the mean loss, cross-entropy and penalty, of the real samples of a batch.
+    """Take one step on the mean loss, cross-entropy and penalty, of the real samples of a batch.
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       hparams: of the lane.
       state: before the step.
       inputs: [B, ...].
@@ -212,11 +213,11 @@ def train_step(
 
 
 def update(optimizer: optax.GradientTransformation, gradient, opt_state, params, looked_at: dict):
-    """Returns the updates and the state of an optimiser, which may look at the loss (a plateau, Polyak's step, a line
+    """Return the updates and the state of an optimiser, which may depend on the loss (a plateau, Polyak's step, a line
     search).
 
     Args:
-      optimizer: what trains; asked without the loss first, for some take no other arguments than the parameters.
+      optimizer: any; called without the loss first, since some accept no other arguments than the parameters.
       gradient: pytree like `params`.
       opt_state: its state.
       params: pytree of arrays.
@@ -231,7 +232,7 @@ def update(optimizer: optax.GradientTransformation, gradient, opt_state, params,
 
 
 def _moved_by(share, old, new):
-    """Returns running statistics that move by a share of the way, bit for bit all of it where the share is 1."""
+    """Return running statistics moved from `old` to `new` by a share; `new` bit for bit where the share is 1."""
 
     def leaf(old, new):
         return jnp.where(share < 1, old + (share * (new - old)).astype(new.dtype), new)
@@ -240,7 +241,7 @@ def _moved_by(share, old, new):
 
 
 def at_epoch(hparams: HParams, epoch: chex.Numeric) -> HParams:
-    """The settings of an epoch of a round, counted from 0: where `decay_every` is not 0, η, η/10, η/100 (Figure 32).
+    """Return the settings of an epoch, counted from 0: where `decay_every` is not 0, η, η/10, η/100 (Figure 32).
 
     >>> [round(float(at_epoch(HParams(decay_every=20), epoch).learning_rate), 7) for epoch in (19, 20, 40, 60)]
     [0.001, 0.0001, 1e-05, 1e-05]
@@ -251,7 +252,7 @@ def at_epoch(hparams: HParams, epoch: chex.Numeric) -> HParams:
 
 
 def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric, length: int) -> chex.Array:
-    """The samples of one epoch, shuffled: those that have arrived first, each once.
+    """Shuffle the samples of one epoch: those that have arrived come first, each once.
 
     Args:
       key: consumed.
@@ -276,10 +277,10 @@ def train_batches(
     carry: tuple[TrainState, chex.Array, chex.Array],
     num_samples: chex.Numeric,
 ) -> tuple[TrainState, chex.Array, chex.Array]:
-    """A part of an epoch: steps over the first so many of some samples; the last, partial batch is masked.
+    """Run a part of an epoch: steps over the first `num_samples` of some samples; the last, partial batch is masked.
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       hparams: of the lane, at this epoch.
       data: the samples, on the device.
       indices: [K * B] int32, into them.
@@ -306,10 +307,10 @@ def train_batches(
 def train_epoch(
     trainer: Trainer, lane: Lane, data: Dataset, state: TrainState, key: chex.PRNGKey, num_visible: chex.Numeric
 ) -> tuple[TrainState, chex.Array, chex.Array]:
-    """One pass over the samples that have arrived; the last, partial batch is padded and masked.
+    """Train one pass over the samples that have arrived; the last, partial batch is padded and masked.
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       lane: one lane.
       data: all samples, on the device.
       state: before the epoch.
@@ -337,10 +338,10 @@ def train_round(
     num_visible: chex.Numeric,
     epoch_limit: chex.Numeric,
 ) -> Progress:
-    """Trains until converged, or until `epoch_limit`: a round may be cut into chunks, which changes no result.
+    """Train until converged, or until `epoch_limit`: a round may be cut into chunks, which changes no result.
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       lane: one lane.
       data: all samples, on the device.
       progress: where the round stands.
@@ -367,7 +368,7 @@ def train_round(
 def evaluate(
     model: Model, state: TrainState, data: Dataset, indices: chex.Array, batch_size: int = EVALUATION_BATCH
 ) -> Evaluation:
-    """Accuracy and loss in evaluation mode (BatchNorm by its running statistics).
+    """Compute accuracy and loss in evaluation mode (BatchNorm with its running statistics).
 
     Args:
       model: its two functions.
@@ -396,7 +397,7 @@ def evaluate_batches(
     num_samples: chex.Numeric,
     batch_size: int = EVALUATION_BATCH,
 ) -> tuple[chex.Array, chex.Array]:
-    """A part of an evaluation: the first so many of some samples.
+    """Run a part of an evaluation: the first `num_samples` of some samples.
 
     Args:
       model: its two functions.
@@ -424,5 +425,5 @@ def evaluate_batches(
 
 
 def _num_correct(logits, labels, mask):
-    """How many of the real samples are predicted right, int32."""
+    """Return how many of the real samples are predicted right, int32."""
     return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask, dtype=jnp.int32)

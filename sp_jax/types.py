@@ -1,4 +1,4 @@
-"""The few records that travel between the rooms; every field says its shape and its unit.
+"""The records that the packages share; every field states its shape and its unit.
 
 Letters: N samples, B samples in a batch, L lanes (a lane is one training run: one setting, one seed).
 """
@@ -37,16 +37,16 @@ class Model(NamedTuple):
     # [B, ..., units] for the incoming path of each of the `links`: `sp_jax.plasticity.Link`, or such tuples.
     activations: Callable[..., dict[str, chex.Array]] | None = None
     links: tuple = ()
-    # Of axes, for growing: see `sp_jax.layouts`; None is unknown.
+    # Layouts of axes, for growing: see `sp_jax.transforms.layouts`; None is unknown.
     layouts: Mapping[str, Mapping[int, Any]] | None = None
 
     def __hash__(self):
-        """Of its two functions: a model is a static argument, and layouts are dictionaries."""
+        """Hash the two functions: a model is a static argument, and layouts are dictionaries."""
         return hash((self.init, self.apply))
 
 
 class Batches(NamedTuple):
-    """Samples in the order of arrival, for restarts that look at data; padding comes last."""
+    """Samples in the order of arrival, for restarts that read data; padding comes last."""
 
     inputs: chex.Array  # [K, B, ...]
     masks: chex.Array  # [K, B] booleans, False marks padding
@@ -60,12 +60,12 @@ class TrainState:
     params: chex.ArrayTree  # the learned parameters θ
     batch_stats: chex.ArrayTree  # running means and variances of BatchNorm; {} without
     opt_state: chex.ArrayTree  # an optax state
-    memory: chex.ArrayTree = ()  # what a method of `sp_jax.plasticity.methods` remembers
+    memory: chex.ArrayTree = ()  # the state of a method of `sp_jax.plasticity.methods`
 
 
 @struct.dataclass
 class HParams:
-    """What a sweep varies without compiling again: each a scalar, or [L] for lanes."""
+    """Settings that a sweep varies without compiling again: each a scalar, or [L] for lanes."""
 
     learning_rate: chex.Numeric = 1e-3  # η, per step
     weight_decay: chex.Numeric = 0.0  # coupled L2 (Section 3.3): added to the gradient, times θ
@@ -83,13 +83,13 @@ class StopReason(enum.IntEnum):
     THRESHOLD = 1  # the training accuracy reached the threshold
     PLATEAU = 2  # the training accuracy stopped improving
     CAP = 3  # the largest number of epochs
-    FIXED = 4  # exactly as many epochs as were asked for
+    FIXED = 4  # exactly as many epochs as requested
     NAN = 5  # the training loss is no longer finite, or the network holds a NaN: the lane is lost, see `Convergence`
 
 
 @struct.dataclass
 class Progress:
-    """One lane in the middle of a round: what a chunk of epochs takes and returns. All scalars, or [L]."""
+    """The progress of one lane in a round: argument and result of a chunk of epochs. All are scalars, or [L]."""
 
     state: TrainState
     epoch: chex.Array  # int32, epochs trained in this round
@@ -98,33 +98,33 @@ class Progress:
     best_epoch: chex.Array  # int32, the epoch that set it
     train_accuracy: chex.Array  # fraction, online: counted in train mode over the last epoch
     train_loss: chex.Array  # nats, mean over the samples of the last epoch
-    samples: chex.Array  # int32, of the epoch that is running, where a stream is left in its middle; else 0
+    samples: chex.Array  # int32, of the current epoch, where a streamed round is interrupted in its middle; else 0
     loss_sum: chex.Array  # nats, over those samples
     correct_sum: chex.Array  # int32, right predictions of them
 
     @classmethod
     def start(cls, state: TrainState, *, stop_reason: chex.Numeric = StopReason.RUNNING.value) -> "Progress":
-        """A round that has not begun; with another `stop_reason` it never will (a lane that only pads)."""
+        """Return the progress before a round's first epoch; with a `stop_reason`, of a lane that does not train."""
         nan, reason = jnp.full((), jnp.nan, float), jnp.asarray(stop_reason, jnp.int32)
         zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), float)
         return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan, zero, nothing, zero)
 
 
 class Evaluation(NamedTuple):
-    """A model on held-out samples, in evaluation mode. Scalars, or [L]."""
+    """Results of a model on held-out samples, in evaluation mode. Scalars, or [L]."""
 
     accuracy: chex.Array  # fraction
     loss: chex.Array  # nats, mean over the samples
 
 
 class RoundResult(NamedTuple):
-    """What one lane reports of one finished round, as Python numbers."""
+    """The results of one lane in one finished round, as Python numbers."""
 
     seed: int
     round: int  # counted from 1
     num_train: int  # samples that have arrived
     epochs: int  # in this round
-    samples_seen: int  # epochs * num_train: the cost that depends on no machine
+    samples_seen: int  # epochs * num_train: the cost independent of the machine
     stop_reason: str  # `StopReason` in lower case
     train_accuracy: float  # fraction, of the last epoch
     train_loss: float  # nats
@@ -136,5 +136,5 @@ class RoundResult(NamedTuple):
 
     @property
     def converged(self) -> bool:
-        """Whether the round reached what it was asked for: the threshold, or exactly so many epochs."""
+        """Whether the round reached its goal: the threshold, or exactly so many epochs."""
         return self.stop_reason in ("threshold", "fixed")

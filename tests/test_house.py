@@ -74,3 +74,17 @@ def test_folders_are_small_and_the_binaries_lie_on_top():
         assert len(own) <= MOST_FILES or folder.relative_to(ROOT).as_posix() in LISTS, folder
     on_top = {path.name for path in (ROOT / "experiments").glob("*.py")}
     assert on_top == {"__init__.py", "run.py", "report.py", "benchmark.py", "trained.py"}
+
+
+def test_local_names_do_not_hide_imports():
+    found = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        imported = {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+        for node in {each for function in functions for each in ast.walk(function) if each is not function}:
+            match node:
+                case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+                    found += [f"{path.relative_to(ROOT)}:{node.lineno} {name}"] if name in imported else []
+    assert not found

@@ -1,1 +1,1 @@
-"""What `experiments.benchmark` measures."""
+"""The contenders and the lower bounds of `experiments.benchmark`."""

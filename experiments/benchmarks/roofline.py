@@ -1,4 +1,4 @@
-"""What a machine could do at best: its measured rates, and what a training step cannot avoid."""
+"""Lower bounds of training time: a machine's measured rates, and the least work of a training step."""
 
 import math
 import time
@@ -13,26 +13,26 @@ from sp_jax.types import Dataset, HParams
 
 
 class Rates(NamedTuple):
-    """Of all devices of this process together, measured."""
+    """The measured rates of all devices of this process together."""
 
     operations: float  # per second, in a product of two matrices of 2048 x 2048
     bandwidth: float  # bytes per second, in an addition of two arrays of 256 MiB
 
 
 class Work(NamedTuple):
-    """Of one sample in training, at the least."""
+    """The least work of one sample in training."""
 
     operations: float  # of the products: one pass forward, two backward
     bytes: float
 
     def seconds(self, rates: Rates) -> float:
-        """The floor: neither products nor memory can be faster, both at once at best. It may be passed where a small
-        network's parameters stay in the cache."""
+        """Return a lower bound on the time: products and memory traffic at full rates, fully overlapped. Real times may
+        be below it where a small network's parameters stay in the cache."""
         return max(self.operations / rates.operations, self.bytes / rates.bandwidth)
 
 
 def rates(dtype: jnp.dtype = jnp.float32) -> Rates:
-    """Measures for about two seconds; the best of several tries."""
+    """Measure the rates for about two seconds; the best of several tries."""
     matrix = jnp.ones((2048, 2048), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest" if dtype == jnp.float32 else None))
     array = jnp.ones(2**26, jnp.float32)
@@ -51,10 +51,10 @@ def _seconds(function, argument):
 
 
 def work(trainer: Trainer, data: Dataset) -> Work:
-    """Counts the products of the network, and the bytes of a step.
+    """Count the operations of the network's products, and the bytes of a step.
 
-    Bytes: each parameter, its gradient and its two moments read and written once; the inputs read once; what each
-    product gives, and its gradient, written and read once.
+    Bytes: each parameter, its gradient and its two moments read and written once; the inputs read once; the result of
+    each product, and its gradient, written and read once.
 
     Args:
       trainer: of the step.
@@ -75,7 +75,7 @@ def work(trainer: Trainer, data: Dataset) -> Work:
 
 
 def _products(jaxpr):
-    """Operations and bytes of the results of all matrix products and convolutions of a program without loops."""
+    """Count operations and result bytes of all matrix products and convolutions of a program without loops."""
     operations = results = 0
     for equation in jaxpr.eqns:
         out = equation.outvars[0].aval
@@ -86,7 +86,7 @@ def _products(jaxpr):
         elif equation.primitive.name == "conv_general_dilated":
             operations += 2 * out.size * math.prod(equation.invars[1].aval.shape[:3])  # HWI
             results += out.size * out.dtype.itemsize
-        elif equation.primitive.name == "cond":  # one branch a platform: the last one is that of no special form
+        elif equation.primitive.name == "cond":  # one branch for each platform: the last one is the default
             found = _products(equation.params["branches"][-1].jaxpr)
             operations, results = operations + found[0], results + found[1]
         else:
@@ -97,7 +97,7 @@ def _products(jaxpr):
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had, on the device where the device tells, else on the host."""
+    """Return the peak memory of this process in bytes, on the device where the device reports it, else on the host."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]

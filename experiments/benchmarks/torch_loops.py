@@ -1,8 +1,8 @@
-"""What the engine is measured against: the same training in PyTorch, written twice (extra `benchmark`).
+"""The reference of the benchmark: the same training in PyTorch, written in two ways (extra `benchmark`).
 
-`dataloader` is how the authors' program and most research code do it: each image through PIL, ToTensor and Normalize in
-a DataLoader, the accuracy read back at every step. `tuned` is what a careful person gets out of plain PyTorch: all data
-as one tensor on the device, batches by indexing, fused Adam, channels_last, nothing read back inside an epoch.
+`dataloader` is the way of the authors' program and most research code: each image through PIL, ToTensor and Normalize
+in a DataLoader, the accuracy read back at every step. `tuned` is carefully optimised plain PyTorch: all data as one
+tensor on the device, batches by indexing, fused Adam, channels_last, nothing read back inside an epoch.
 """
 
 import itertools
@@ -24,7 +24,7 @@ class Block(nn.Module):
     """The ResNet's basic block."""
 
     def __init__(self, channels: int, features: int, stride: int):
-        """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
+        """Make two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
         super().__init__()
         self.conv_0, self.norm_0 = _conv(channels, features, 3, stride), nn.BatchNorm2d(features)
         self.conv_1, self.norm_1 = _conv(features, features, 3, 1), nn.BatchNorm2d(features)
@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, C, H, W]` to `[B, features, H / stride, W / stride]`."""
+        """Map `[B, C, H, W]` to `[B, features, H / stride, W / stride]`."""
         y = functional.relu(self.norm_0(self.conv_0(x)), inplace=True)
         return functional.relu(self.norm_1(self.conv_1(y)) + self.shortcut(x), inplace=True)
 
@@ -43,7 +43,7 @@ def _conv(channels, features, size, stride):
 
 
 def network(settings: Settings, data: Dataset) -> nn.Module:
-    """The network of some settings: `logistic`, `mlp` or `resnet18`, with PyTorch's own initialisation."""
+    """Make the network of some settings: `logistic`, `mlp` or `resnet18`, with PyTorch's own initialisation."""
     shape, classes = data.inputs.shape[1:], data.num_classes
     if settings.model == "resnet18":
         width, layers = (
@@ -65,7 +65,7 @@ def network(settings: Settings, data: Dataset) -> nn.Module:
 
 
 def dataloader(settings: Settings, data: Dataset) -> Callable[[int], int]:
-    """An epoch in the authors' way: `epoch(num_visible)` trains on the first so many samples, returns how many."""
+    """Make an epoch in the authors' way: `epoch(num_visible)` trains on so many first samples, returns how many."""
     model = network(settings, data)
     optimizer = _optimizer(settings, model, fused=False)
     model.train()
@@ -91,14 +91,14 @@ class Images(torch.utils.data.Dataset):
     """Samples one by one: pixels through PIL to a tensor, normalised; floats as they are."""
 
     def __init__(self, data: Dataset, count: int):
-        """The first `count` samples."""
+        """Take the first `count` samples."""
         self.inputs, self.labels = np.asarray(data.inputs[:count]), np.asarray(data.labels[:count]).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        """What torchvision's ToTensor and Normalize(0.5, 0.5) make of an image."""
+        """Return an image as torchvision's ToTensor and Normalize(0.5, 0.5) do, and its label."""
         if self.inputs.dtype != np.uint8:
             return torch.from_numpy(self.inputs[i].transpose(2, 0, 1)), self.labels[i]
         pixels = torch.from_numpy(np.array(Image.fromarray(self.inputs[i]))).permute(2, 0, 1).contiguous()
@@ -109,7 +109,7 @@ class Tuned:
     """A network and its data on the device; see the module."""
 
     def __init__(self, settings: Settings, data: Dataset):
-        """Puts all samples on the device."""
+        """Put all samples on the device."""
         self.settings, self.data = settings, data
         layout = torch.channels_last
         inputs = torch.from_numpy(np.ascontiguousarray(np.asarray(data.inputs).transpose(0, 3, 1, 2)))
@@ -121,7 +121,7 @@ class Tuned:
         self.restart(None)
 
     def restart(self, amounts: tuple[float, float] | None) -> None:
-        """A fresh network, or where λ and σ are given λ · the old + σ · a fresh one; and a new optimiser."""
+        """Draw a fresh network, or where λ and σ are given make λ · the old + σ · a fresh one; make a new optimiser."""
         fresh = network(self.settings, self.data).to(memory_format=torch.channels_last)
         if amounts is not None:
             with torch.no_grad():
@@ -131,7 +131,7 @@ class Tuned:
         self.model.train()
 
     def epoch(self, order: torch.Tensor) -> torch.Tensor:
-        """One pass over samples by their indices, shuffled; the right predictions, on the device."""
+        """Train one pass over samples by their indices, shuffled; return the right predictions, on the device."""
         shuffled = order[torch.randperm(len(order), device=order.device)]
         correct = torch.zeros((), dtype=torch.long, device=DEVICE)
         for chosen in shuffled.split(self.settings.batch_size):
@@ -149,7 +149,7 @@ class Tuned:
 
 
 def tuned(settings: Settings, data: Dataset) -> Callable[[int], int]:
-    """An epoch of `Tuned`: `epoch(num_visible)` trains on the first so many samples, returns how many."""
+    """Make an epoch of `Tuned`: `epoch(num_visible)` trains on so many first samples, returns how many."""
     trained = Tuned(settings, data)
 
     def epoch(num_visible):
@@ -162,7 +162,7 @@ def tuned(settings: Settings, data: Dataset) -> Callable[[int], int]:
 def experiment_in_torch(
     settings: Settings, data: Dataset, arrivals: Sequence[int], amounts: Sequence[tuple[float, float]]
 ) -> Callable[[int], int]:
-    """Whole experiments in `tuned`: all rounds to convergence for each λ and σ; `run(_)` gives the samples visited."""
+    """Make whole experiments in `tuned`: all rounds to convergence for each λ, σ; `run(_)` returns samples visited."""
     trained = Tuned(settings, data)
     order = torch.randperm(2 * len(data.labels) // 3, device=DEVICE)
 

@@ -23,24 +23,24 @@ LAYERS = 10  # leaves of the pytree
 
 
 def multiply_add(params, fresh, shrink, noise_scale):
-    """λ·θ + σ·fresh, without exact edges and checks."""
+    """Compute λ·θ + σ·fresh, without the exact limiting cases and the checks."""
     return jax.tree.map(lambda p, f: shrink * p + noise_scale * f, params, fresh)
 
 
 def shrink_perturb(params, fresh, shrink, noise_scale):
-    """The library's."""
+    """Call the library's shrink-perturb."""
     return sp_jax.shrink_perturb(params, fresh, shrink=shrink, noise_scale=noise_scale)
 
 
 def seconds(function, params, fresh, shrink):
-    """One call's wall time, and its result."""
+    """Return one call's wall time, and its result."""
     start = time.perf_counter()
     params = jax.block_until_ready(function(params, fresh, shrink, 0.01))
     return time.perf_counter() - start, params
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures in turn and prints medians and their ratio."""
+    """Measure in turn and print medians and their ratio."""
     with app.one_line_errors(argv):
         size = int(_MILLIONS.value * 1e6 / LAYERS)
         fresh = {f"layer_{i}": jnp.full(size, 0.5) for i in range(LAYERS)}

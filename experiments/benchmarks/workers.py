@@ -1,6 +1,6 @@
-"""Who is measured in `experiments.benchmark`: each in a process of its own, all alive, one at work at a time.
+"""The contenders of `experiments.benchmark`: each in a process of its own, all alive, one at work at a time.
 
-So neither the threads nor the memory of one are in the way of another, and measurements alternate.
+So neither the threads nor the memory of one disturb another, and measurements alternate.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ SECONDS = 2.0  # about how long one measurement takes
 
 
 class Contender(NamedTuple):
-    """What to measure; `kind` is one of `ENGINES`, or a function of `experiments.torch_loops`."""
+    """A program to measure; `kind` is one of `ENGINES`, or a function of `experiments.benchmarks.torch_loops`."""
 
     name: str
     kind: str
     settings: Settings
     lanes: int = 1
     cores: int | None = None  # CPU devices of the engine, by default one a core
-    arguments: tuple = ()  # more, of `torch_loops.experiment_in_torch`
+    arguments: tuple = ()  # further ones, of `torch_loops.experiment_in_torch`
 
 
 class Measured(NamedTuple):
-    """One answer of a contender."""
+    """One measurement of a contender."""
 
     samples: int  # trained on, of all lanes together
     seconds: float  # compiling left out
@@ -47,17 +47,17 @@ class Running:
     """A contender in its process."""
 
     def __init__(self, contender: Contender, data: Dataset):
-        """Starts it; it has finished compiling when it has answered once."""
+        """Start the process; it has finished compiling after its first answer."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several share a GPU
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
         self._process = context.Process(target=_serve, args=(theirs, contender, data))
         self._process.start()
         theirs.close()
         self.contender = contender
 
     def ask(self, question: str, *arguments: Any) -> Any:
-        """`measure`, `facts`; raises a RuntimeError where the contender failed."""
+        """Ask for `measure` or `facts`; raise a RuntimeError where the contender failed."""
         self._pipe.send((question, *arguments))
         try:
             answer = self._pipe.recv()
@@ -68,7 +68,7 @@ class Running:
         return answer
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._pipe.close()
         self._process.join(10)
         self._process.kill()
@@ -87,7 +87,7 @@ def _serve(pipe, contender, data):
 
 
 class _Torch:
-    """A loop of `experiments.torch_loops`."""
+    """A loop of `experiments.benchmarks.torch_loops`."""
 
     def __init__(self, contender, data):
         from experiments.benchmarks import torch_loops  # the extra `benchmark`
@@ -96,12 +96,12 @@ class _Torch:
         self.compile_seconds = 0.0
 
     def measure(self, samples):
-        """An epoch of so many samples."""
+        """Measure an epoch of so many samples."""
         start = time.perf_counter()
         return Measured(self._epoch(samples), time.perf_counter() - start)
 
     def facts(self):
-        """Compile time in seconds, peak memory in bytes, the machine's rates and the work of a sample."""
+        """Return compile time in seconds, peak memory in bytes, the machine's rates and the work of a sample."""
         return self.compile_seconds, roofline.peak_bytes(), None, None
 
 
@@ -119,7 +119,7 @@ class _Engine:
         self._state = self._engine.init(self._lanes)
 
     def measure(self, samples):
-        """An epoch of so many samples in each lane."""
+        """Measure an epoch of so many samples in each lane."""
         engine = self._engine
         progress = jax.block_until_ready(engine.begin(self._lanes, self._state, restarts.no_restart, 1, samples))
         start, compiled = time.perf_counter(), engine.compile_seconds
@@ -144,7 +144,7 @@ class _Experiment:
         self._arrivals, self._data, self.compile_seconds = arrivals, data, 0.0
 
     def measure(self, _):
-        """From nothing, compiling included; `compile_seconds` says how much of it that was."""
+        """Measure all of it, compiling included; `compile_seconds` is that part."""
         start = time.perf_counter()
         phases = [RoundSpec(self._settings, count) for count in self._arrivals]
         plan = dict.fromkeys(Grid(self._settings).members(), phases)
@@ -167,7 +167,7 @@ def _use_cores(cores):
 
 
 def measure(running: Sequence[Running], data: Dataset, repeats: int, seconds: float = SECONDS) -> list[list[Measured]]:
-    """All contenders in turn, several times, each on as many batches as take it about so long; whole experiments once.
+    """Measure all contenders in turn, several times, each on as many batches as take about so long; experiments once.
 
     Returns:
       For each contender its measurements.
@@ -183,7 +183,7 @@ def measure(running: Sequence[Running], data: Dataset, repeats: int, seconds: fl
 
 
 def _samples(running, data, seconds):
-    """So many whole batches that an epoch of them takes about so long, if there are."""
+    """Return the samples of so many whole batches that an epoch of them takes about so long, or all whole batches."""
     size = running.contender.settings.batch_size
     most = arrival.num_training(len(data.labels)) // size * size
     running.ask("measure", min(size, most))  # compiles
@@ -197,7 +197,7 @@ def _samples(running, data, seconds):
 
 
 def _several(running, count, seconds):
-    """Epochs until so much time has gone by."""
+    """Measure epochs until so much time has passed."""
     total = Measured(0, 0.0)
     while total.seconds < seconds:
         one = running.ask("measure", count)

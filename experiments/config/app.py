@@ -26,7 +26,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a subfolder f
 
 @contextlib.contextmanager
 def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
-    """Turns a user's mistakes into one line and exit code 2, and refuses arguments that are no flags."""
+    """Turn a user's mistakes into one line and exit code 2, and refuse arguments that are no flags."""
     try:
         if len(argv) > 1:
             raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --, lists have no spaces")
@@ -43,7 +43,7 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
 
 
 def check_devices() -> None:
-    """Raises a `UsageError` where JAX has no device: JAX_PLATFORMS names one that is not there."""
+    """Raise a `UsageError` where JAX has no device: JAX_PLATFORMS names one that is not there."""
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
@@ -57,7 +57,7 @@ def _printable(text):
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs in `$XDG_CACHE_HOME/sp_jax/programs` (`~/.cache/…`), unless JAX has been told where: the
+    """Keep compiled programs in `$XDG_CACHE_HOME/sp_jax/programs` (`~/.cache/…`), unless JAX has been told where: the
     second run of a setting starts at once. `JAX_ENABLE_COMPILATION_CACHE=false` turns it off."""
     if jax.config.jax_compilation_cache_dir is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -66,7 +66,7 @@ def use_compile_cache() -> None:
 
 
 def start(main: Callable[[Sequence[str]], None]) -> None:
-    """Starts a binary: each CPU core a device of its own, so that lanes run side by side; few words on the terminal."""
+    """Start a binary with each CPU core as a device, so that lanes run side by side."""
     cores_are_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices <= 0 and not cores_are_set:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
@@ -82,7 +82,7 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def parse(binary: types.ModuleType, argv: Sequence[str]) -> list[str]:
-    """What absl's own parser does, with our `--help`, and mistakes as one line; `binary` is the module that is run."""
+    """Parse the flags as absl does, with our `--help`, and mistakes as one line; `binary` is the module that is run."""
     if {"--help", "-help", "-h", "-?"} & {*argv[1:]}:
         print(help_page.page(binary.__doc__, flags.FLAGS.get_key_flags_for_module(binary)))
         sys.exit(0)
@@ -94,7 +94,7 @@ def parse(binary: types.ModuleType, argv: Sequence[str]) -> list[str]:
 
 
 def _flag_mistake(error):
-    """What absl says, in our words."""
+    """Return what absl says, in our words."""
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname.replace("-", "_")
         known = [flag for group in help_page.GROUPS.values() for flag in group if flag in flags.FLAGS]

@@ -86,7 +86,7 @@ _ENTRIES = {flag: entry for group in GROUPS.values() for flag, entry in group.it
 
 
 def page(about: str, defined: Iterable[flags.Flag]) -> str:
-    """The help of a binary.
+    """Return the help of a binary.
 
     Args:
       about: its module's docstring, examples included.
@@ -104,7 +104,7 @@ def page(about: str, defined: Iterable[flags.Flag]) -> str:
 
 
 def default(flag: flags.Flag) -> str:
-    """A flag's default as it would be typed, or in words; empty where it has none."""
+    """Return a flag's default as it would be typed, or in words; empty where it has none."""
     value = FIELDS[flag.name].default if flag.name in FIELDS else flag.default
     if value is None:
         return _ENTRIES.get(flag.name, Entry()).default

@@ -15,7 +15,7 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder for decoded samples.
 
 
 def _define(field: dataclasses.Field):
-    """A flag for a setting; its value is None where it was not given."""
+    """Define a flag for a setting; its value is None where it was not given."""
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     meaning = field.metadata["help"] + ("" if default is None else f" Default {default}.")
     define = flags.DEFINE_bool if field.type is bool else flags.DEFINE_string
@@ -26,7 +26,7 @@ _SETTINGS = [_define(field) for field in FIELDS.values()]
 
 
 def settings() -> Product:
-    """The settings that were given as flags, each with its value, or its values where it was given several.
+    """Return the settings that were given as flags, each with its values.
 
     Raises:
       UsageError: an empty list, or what is no number where one is expected.
@@ -40,7 +40,7 @@ def settings() -> Product:
 
 
 def _parse(field, value):
-    """A flag's values."""
+    """Parse a flag's values."""
     flag = f"--{field.name}"
     if field.type in (tuple[str, ...], tuple[str, ...] | None):
         return (parse_list(flag, value),)
@@ -55,7 +55,7 @@ def _parse(field, value):
 
 
 def _number(flag, type_, text):
-    """The text as what the setting is: int, float or str."""
+    """Parse a text as what the setting is: int, float or str."""
     kind, meaning = {
         int: (int, "a whole number"), int | None: (int, "a whole number"),
         float: (float, "a number"), float | None: (float, "a number"),
@@ -67,7 +67,7 @@ def _number(flag, type_, text):
 
 
 def dataset(name: str) -> Dataset:
-    """A data set from the folders that the flags name, looked at: a class without samples gets a line in the log.
+    """Load a data set from the folders that the flags name; the log says if a class has no samples.
 
     Raises:
       DataError: it cannot be had, or its samples are not as they must be.

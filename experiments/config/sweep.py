@@ -64,11 +64,11 @@ class Grid(NamedTuple):
         return tuple(found.values())
 
     def values(self, field: str) -> tuple:
-        """The values that a setting takes, each once."""
+        """Return the values that a setting takes, each once."""
         return tuple(dict.fromkeys(getattr(settings, field) for settings in self.variants))
 
     def asked(self, field: str) -> tuple:
-        """The values that a flag of this setting would have given: those that vary, else the base's."""
+        """Return the values that a flag of this setting would have given: those that vary, else the base's."""
         varied = dict.fromkeys(value for product in self.vary for value in product.get(field, ()))
         return tuple(varied) or (getattr(self.base, field),)
 
@@ -79,7 +79,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "Grid":
-        """The reverse of `to_json`."""
+        """Undo `to_json`."""
         vary = tuple(
             {name: as_value(values) for name, values in product.items()} for product in config.get("vary", [{}])
         )
@@ -87,7 +87,7 @@ class Grid(NamedTuple):
 
 
 def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
-    """The grid of a preset and of the flags that were given.
+    """Make the grid of a preset and of the flags that were given.
 
     Args:
       preset: settings; under `vary` a tuple of products. No `vary` is one product of nothing.
@@ -121,7 +121,7 @@ def several(values: Sequence[Any]) -> str:
 
 
 def _override(product, explicit):
-    """A product with the flags' values in place of its own; None where no restart of its own is asked for."""
+    """Return a product with the flags' values in place of its own; None where none of its restarts is asked for."""
     made = {name: explicit.get(name, values) for name, values in product.items()}
     if "restart" in product and "restart" in explicit:  # restarts of other products stay there
         (own,), (asked,) = product["restart"], explicit["restart"]

@@ -1,1 +1,1 @@
-"""All that a run leaves on disk."""
+"""The files of a run on disk."""

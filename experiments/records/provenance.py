@@ -1,4 +1,4 @@
-"""How far a run that goes on repeats one that nobody disturbed: bit for bit, or but for rounding; it says which."""
+"""Reproducibility of a resumed run: bit for bit, or but for rounding, and why."""
 
 import logging
 import os
@@ -17,11 +17,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-da
 SWITCH = "--xla_gpu_deterministic_ops"
 SAME = ("versions", "device", "machine")  # on another of these the same program may round differently
 
-logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
+logger = logging.getLogger("sp_jax.experiments")  # shown on the terminal
 
 
 def start(devices_per_lane: int) -> dict[str, Any]:
-    """What a process of a run writes down of itself; `devices_per_lane` as `sweeps.Engine`'s."""
+    """Return the record of a run's process: command, versions and devices; `devices_per_lane` as `sweeps.Engine`'s."""
     devices = jax.devices()
     spread = f", {devices_per_lane} a lane" if devices_per_lane > 1 else ""
     return {
@@ -34,7 +34,7 @@ def start(devices_per_lane: int) -> dict[str, Any]:
 
 
 def deterministic() -> bool:
-    """Whether operations give the same bits each time: on a CPU always, on a GPU by XLA's switch."""
+    """Return whether operations give the same bits each time: on a CPU always, on a GPU by XLA's switch."""
     given = [flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split()]
     values = [value.lower() for name, _, value in given if name == SWITCH]
     switched_on = bool(values) and values[-1] in ("", "1", "true")
@@ -42,7 +42,7 @@ def deterministic() -> bool:
 
 
 def promise(config: Mapping[str, Any]) -> str:
-    """How the rows of a run compare with an undisturbed run's.
+    """Return how the rows of a run compare with an uninterrupted run's.
 
     Args:
       config: of the run, with all its starts.
@@ -59,8 +59,8 @@ def promise(config: Mapping[str, Any]) -> str:
 
 
 def say(config: Mapping[str, Any], store: Store) -> None:
-    """Where a run goes on from and how far that repeats an undisturbed one, in one line; where it begins on a device
-    that does not repeat itself, that."""
+    """Log in one line where a run resumes and how its rows compare with an uninterrupted run's; at the beginning of a
+    run, only where operations are not deterministic."""
     whole, part = store.resume()
     if part:
         where = f"going on in round {part.note['round']}"
@@ -74,7 +74,7 @@ def say(config: Mapping[str, Any], store: Store) -> None:
 
 
 def _processor():
-    """The kind of CPU."""
+    """Return the model name of the CPU."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -21,7 +21,7 @@ COLUMNS = (
     "train_accuracy", "train_loss", "validation_accuracy", "validation_loss", "seconds", "lanes",
 )  # fmt: skip
 CURVE_COLUMNS = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")
-MEASURED = COLUMNS[COLUMNS.index("num_train") :]  # the others say which row it is
+MEASURED = COLUMNS[COLUMNS.index("num_train") :]  # the others identify the row
 INTEGERS = ("batch_size", "seed", "round", "num_train", "epochs", "samples_seen", "lanes")
 FLOATS = (
     "learning_rate", "weight_decay", "train_accuracy", "train_loss", "validation_accuracy", "validation_loss",
@@ -34,13 +34,13 @@ _KINDS = {**dict.fromkeys(INTEGERS, int), **dict.fromkeys((*FLOATS, *SIMILARITIE
 
 
 def rows(experiment: str, member: Trial, varied: Sequence[str], finished: Finished) -> list[Row]:
-    """The rows of a group that has finished a round, values as text.
+    """Return the rows of a group that has finished a round, values as text.
 
     Args:
       experiment: its name.
       member: of the grid.
-      varied: settings that differ between the members; those that are no columns anyway are added at the end.
-      finished: what the lanes report.
+      varied: settings that differ between the members; those that are not columns already are added at the end.
+      finished: the results of the lanes.
 
     Returns:
       A row for each lane.
@@ -59,7 +59,7 @@ def rows(experiment: str, member: Trial, varied: Sequence[str], finished: Finish
 def curve_rows(
     experiment: str, member: Trial, varied: Sequence[str], round_: int, found: Iterable[tuple[int, int, str, float]]
 ) -> list[Row]:
-    """Rows of `curves.csv`; `found` are (seed, epoch, name, value) of one round."""
+    """Return the rows of `curves.csv`; `found` are (seed, epoch, name, value) of one round."""
     shared = _shared(experiment, member, varied)
     columns = (*CURVE_COLUMNS, *_identity(varied))
     names = ("seed", "epoch", "name", "value")
@@ -78,17 +78,17 @@ def is_lost(row: Row) -> bool:
 
 
 def extra(varied: Sequence[str]) -> tuple[str, ...]:
-    """The columns that an experiment adds to `results.csv` for its varied settings."""
+    """Return the columns that an experiment adds to `results.csv` for its varied settings."""
     return tuple(name for name in varied if name not in COLUMNS)
 
 
 def _identity(varied):
-    """What an experiment adds to `curves.csv`."""
+    """Return the columns that an experiment adds to `curves.csv`."""
     return tuple(name for name in varied if name not in CURVE_COLUMNS)
 
 
 class Sound(NamedTuple):
-    """How much of a file a checkpoint vouches for."""
+    """The part of a file that a checkpoint has verified."""
 
     size: int = 0  # bytes, from the beginning
     checksum: int = 0  # CRC-32 of them
@@ -98,18 +98,18 @@ NOTHING = Sound()
 
 
 class Table:
-    """A CSV file, opened for a run: what it holds is never written again, and rows are appended whole."""
+    """A CSV file, opened for a run: rows that it holds are never written again, and rows are appended whole."""
 
     def __init__(
         self, path: pathlib.Path, columns: Sequence[str], measured: Sequence[str] = MEASURED, sound: Sound = NOTHING
     ):
-        """Opens the file, or makes it; what was not written to its end is dropped.
+        """Open the file, or make it; drop an incomplete last row.
 
         Args:
           path: of the file.
           columns: of its header.
-          measured: those that do not say which row it is.
-          sound: what must be there; rows after it are trained again where they are damaged.
+          measured: those that do not identify a row.
+          sound: the part that must be unchanged; rows after it are trained again where they are damaged.
 
         Raises:
           UsageError: the file has another header, is not what was written, or cannot be written.
@@ -135,25 +135,25 @@ class Table:
     def results(
         cls, path: pathlib.Path, varied: Sequence[str], measures: Sequence[str], sound: Sound = NOTHING
     ) -> "Table":
-        """`results.csv` of an experiment."""
+        """Open `results.csv` of an experiment."""
         return cls(path, (*COLUMNS, *extra(varied), *measures), (*MEASURED, *measures), sound)
 
     @classmethod
     def curves(cls, path: pathlib.Path, varied: Sequence[str], sound: Sound = NOTHING) -> "Table":
-        """`curves.csv` of an experiment."""
+        """Open `curves.csv` of an experiment."""
         return cls(path, (*CURVE_COLUMNS, *_identity(varied)), ("value",), sound)
 
     @property
     def sound(self) -> Sound:
-        """What the file holds now, all of it on the disk."""
+        """The size and checksum of the file now, all of it on the disk."""
         return self._sound
 
     def missing(self, rows: Sequence[Row]) -> list[Row]:
-        """Those of the rows that the file does not hold yet."""
+        """Return the rows that the file does not hold yet."""
         return [row for row in rows if self._key_of(row) not in self._written]
 
     def append(self, new: Sequence[Row]) -> list[Row]:
-        """Appends the rows that the file does not hold yet, all or none, and waits until they are on the disk.
+        """Append the rows that the file does not hold yet, all or none, and wait until they are on the disk.
 
         Returns:
           Those rows.
@@ -179,7 +179,7 @@ class Table:
         return new
 
     def _take(self, found):
-        """Books the rows of the file up to the first that is not whole."""
+        """Record the rows of the file up to the first incomplete one."""
         for line in found[self._sound.size :].splitlines(keepends=True):
             values = next(csv.reader([line.decode(errors="replace")]), [])
             if not line.endswith(b"\n") or len(values) != len(self._columns) or "\0" in line.decode(errors="replace"):
@@ -188,7 +188,7 @@ class Table:
             self._written.add(self._key_of(dict(zip(self._columns, values, strict=True))))
 
     def _repair(self, found, header):
-        """Makes the file what `sound` says."""
+        """Truncate the file to the size of `sound`, or write its header."""
         with _one_line(self._path):
             if not found.startswith(header):
                 write_whole(self._path, header.decode())
@@ -211,7 +211,7 @@ def _one_line(path):
 
 
 def read(path: pathlib.Path) -> list[Row]:
-    """The rows of a `results.csv`, numbers as numbers; λ and σ stay the text that was typed.
+    """Read the rows of a `results.csv`, numbers as numbers; λ and σ stay text as given by the user.
 
     Raises:
       UsageError: no such file, or not one of these.
@@ -220,14 +220,14 @@ def read(path: pathlib.Path) -> list[Row]:
 
 
 def seconds(rows: Sequence[Row]) -> float:
-    """How long all lanes of a run have trained, in s; rounds that several cells share count once."""
+    """Return how long all lanes of a run have trained, in s; rounds that several cells share count once."""
     shared = ("seed", "round", "seconds", "lanes", "samples_seen", "validation_loss")
     once = {tuple(text(row[name]) for name in shared): row["seconds"] / row["lanes"] for row in rows}
     return sum(once.values())
 
 
 def read_curves(path: pathlib.Path) -> list[Row]:
-    """The rows of a `curves.csv`, numbers as numbers; none where there is no such file.
+    """Read the rows of a `curves.csv`, numbers as numbers; none where there is no such file.
 
     Raises:
       UsageError: it is damaged.
@@ -236,10 +236,10 @@ def read_curves(path: pathlib.Path) -> list[Row]:
 
 
 def parse(row: Row) -> Row:
-    """A row of `results.csv`, or a part of one, numbers as numbers; λ and σ stay the text that was typed.
+    """Parse a row of `results.csv`, or a part of one, numbers as numbers; λ and σ stay text as given by the user.
 
     Raises:
-      ValueError: a number that is none.
+      ValueError: a value that is not a number where one is expected.
     """
     return {name: _KINDS.get(name, str)(value) for name, value in row.items()}
 
@@ -260,7 +260,7 @@ def _read(path, integers, floats, more):
 
 
 def text(value: Any) -> str:
-    """A value as it stands in a file."""
+    """Format a value as in a file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -20,7 +20,7 @@ from sp_jax.storage.atomic import write_whole
 
 
 def expand(path: str) -> pathlib.Path:
-    """A path that a user typed, `~` included.
+    """Expand a path that a user typed, `~` included.
 
     Raises:
       DataError: it can be no path.
@@ -29,7 +29,7 @@ def expand(path: str) -> pathlib.Path:
 
 
 def subfolders(base: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of a run of several experiments, by name."""
+    """Return the folders of a run of several experiments, by name."""
     return sorted(path.parent for path in base.glob("*/config.json"))
 
 
@@ -78,7 +78,7 @@ def write_config(folder: pathlib.Path, facts: Mapping[str, Any], samples: Mappin
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The `config.json` of a run.
+    """Read the `config.json` of a run.
 
     Raises:
       UsageError: there is none, or it is damaged.
@@ -112,7 +112,7 @@ def _checksum(config):
 
 @contextlib.contextmanager
 def lock(base: pathlib.Path, resume: bool) -> Iterator[None]:
-    """Keeps other runs out of a folder, which is made; a process that has died keeps nobody out.
+    """Make a folder and lock it against other runs; the lock ends with the process.
 
     Args:
       base: of one run, or of several experiments.

@@ -1,1 +1,1 @@
-"""From what a run has left to tables, figures and verdicts; never trains."""
+"""Tables, figures and verdicts from the files of a run; no training."""

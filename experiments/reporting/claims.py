@@ -1,4 +1,4 @@
-"""The paper's claims, each with what our rows must show for it to hold, by the rules of `experiments.verdicts`."""
+"""The paper's claims, each with a test on the rows of a run, by the rules of `experiments.reporting.verdicts`."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -51,15 +51,14 @@ def check(
     *,
     whole: bool = True,
 ) -> list[tuple[int, Finding]]:
-    """Every test of these claims; a claim whose data are missing is undecided.
+    """Run every test of these claims; a claim whose data are missing is undecided.
 
     Args:
       numbers: of the claims.
       rows: of `results.csv`.
       curves: of `curves.csv`.
-      planned: how far each line goes in the end. A lane is left out that has not come so far, lacks a round, or ended
-        by NaN.
-      whole: False where a run has fewer rounds than the experiment, which says nothing of the claims.
+      planned: how many rounds each line will have. A lane is left out that has fewer, lacks a round, or ended by NaN.
+      whole: False where a run has fewer rounds than the experiment, which cannot test the claims.
 
     Returns:
       Number and finding of each test.
@@ -84,7 +83,7 @@ def check(
 
 
 def _against(rows, restart, reference, chosen: Callable[[Line], bool] = lambda line: True):
-    """Yields each line of a restart, paired with its reference; without a seed where that is missing."""
+    """Yield each line of a restart, paired with its reference; paired without a seed where that is missing."""
     lines = by_line(rows)
     for line, found in lines.items():
         if line.cell.restart == restart and chosen(line):
@@ -92,7 +91,7 @@ def _against(rows, restart, reference, chosen: Callable[[Line], bool] = lambda l
 
 
 def _non_convex(rows, _):
-    """Tests claim 1: a gap above the margin; in logistic regression one below it."""
+    """Test claim 1: a gap above the margin; in logistic regression one below it."""
     tests = []
     for line, gap in _against(rows, "random_init", "warm_start"):
         name = label(line, without=("learning_rate",))
@@ -104,7 +103,7 @@ def _non_convex(rows, _):
 
 
 def _grows(rows, _):
-    """Tests claim 2: each seed's gap rises from the second round to the last, by its slope. Round 1 has no gap."""
+    """Test claim 2: each seed's gap rises from the second round to the last, by its slope. Round 1 has no gap."""
     tests, lines = [], by_line([row for row in rows if row["round"] > 1])
     for line, found in lines.items():
         other = baseline(line, lines)
@@ -116,7 +115,7 @@ def _grows(rows, _):
 
 
 def _hyperparameters(rows, _):
-    """Tests claim 3: of the settings shown to match the best random init, none is cheaper; one at least must match."""
+    """Test claim 3: of the settings shown to match the best random init, none is cheaper; one at least must match."""
     lines, tests, matching = by_line(rows), [], []
     for line, found in lines.items():
         goals = [n for n in lines if n.cell.restart == "random_init" and _task(n) == _task(line)]
@@ -133,7 +132,7 @@ def _hyperparameters(rows, _):
 
 
 def _switch(rows, _):
-    """Tests claim 4: a gap above the margin after each of the early switches."""
+    """Test claim 4: a gap above the margin after each of the early switches."""
     tests = []
     for line, compared in _against(rows, "warm_start", "random_init"):
         epochs = dict(line.variant).get("first_epochs", "None")
@@ -143,7 +142,7 @@ def _switch(rows, _):
 
 
 def _regularised(rows, _):
-    """Tests claim 5: a gap above the margin in every setting that learned its samples."""
+    """Test claim 5: a gap above the margin in every setting that learned its samples."""
     lines, made = by_line(rows), summary.summarize(rows)
     learned = summary.trained([s.accuracy for s in made], [not s.not_converged for s in made])
     nothing = {s.line for s, learns in zip(made, learned, strict=True) if not learns}
@@ -158,7 +157,7 @@ def _regularised(rows, _):
 
 
 def _noise(rows, _):
-    """Tests claim 6: below random init by more than the margin, or no cheaper, at every σ; one at least is below."""
+    """Test claim 6: below random init by more than the margin, or no cheaper, at every σ; one at least is below."""
     tests, short = [], []
     for line, compared in _against(rows, "noise_only", "random_init", lambda line: float(line.cell.noise_scale) > 0):
         below, cheaper = exceeds(-compared.points, MARGIN), exceeds(-compared.last_costs, LOG_MARGIN)
@@ -170,7 +169,7 @@ def _noise(rows, _):
 
 
 def _last_layer(rows, _):
-    """Tests claim 7: below random init by more than the margin in every setting."""
+    """Test claim 7: below random init by more than the margin in every setting."""
 
     def alone(line):
         return dict(line.variant).get("trained") in ("head", "head_then_all")
@@ -181,7 +180,7 @@ def _last_layer(rows, _):
 
 
 def _balance(_, curves):
-    """Tests claim 8: the ratio of norms is nearer to 1 than the warm start's, by more than the margin."""
+    """Test claim 8: the ratio of norms is nearer to 1 than the warm start's, by more than the margin."""
     ratios = {line: _norm_ratios(its) for line, its in by_line(curves).items()}
     tests = []
     for line, shrunk in ratios.items():
@@ -199,7 +198,7 @@ def _balance(_, curves):
 
 
 def _norm_ratios(curves):
-    """Returns the logarithm of new over old gradient norms for each seed that has all of the first epochs."""
+    """Return the mean logarithm of new over old gradient norms for each seed that has all of the first epochs."""
     norms = defaultdict(dict)
     for row in curves:
         if row["name"].startswith("gradient_norm") and 0 < row["value"] < np.inf and row["epoch"] <= FIRST_EPOCHS:
@@ -213,7 +212,7 @@ def _norm_ratios(curves):
 
 
 def _matches(rows, _):
-    """Tests claim 9: no more than the margin below random init, and cheaper, in half of the settings, two at least."""
+    """Test claim 9: no more than the margin below random init, and cheaper, in half of the settings, two at least."""
     tests = []
     for line, compared in _against(rows, "shrink_perturb", "random_init", lambda line: 0 < float(line.cell.shrink) < 1):
         good = both(exceeds(compared.points, -MARGIN), exceeds(-compared.costs, LOG_MARGIN))
@@ -227,7 +226,7 @@ def _matches(rows, _):
 
 
 def _shrunk(rows, _):
-    """Tests claim 10: no more than the margin below λ = 1, at each λ down to 0.6; a finding for each network."""
+    """Test claim 10: no more than the margin below λ = 1, at each λ down to 0.6; a finding for each network."""
     groups = defaultdict(dict)
     for line, found in by_line(rows).items():
         if line.cell.restart in ("warm_start", "shrink_perturb") and ("statistics", "keep") not in line.variant:
@@ -249,11 +248,11 @@ def _shrunk(rows, _):
 
 
 def _pretrained(rows, _):
-    """Tests claim 11: no more than the margin below warm start and below random init, in every setting."""
+    """Test claim 11: no more than the margin below warm start and below random init, in every setting."""
     found = [dict(_against(rows, "shrink_perturb", other)) for other in ("warm_start", "random_init")]
     tests = []
     for line in found[0].keys() & found[1].keys():
-        compared = [gaps[line] for gaps in found]
+        compared = [pairs[line] for pairs in found]
         worst = min(compared, key=lambda gap: gap.points.mean() if len(gap.points) else -np.inf)
         tests.append(Tested(label(line), str(worst), both(*(exceeds(gap.points, -MARGIN) for gap in compared))))
     tests.sort(key=lambda test: test.name)
@@ -261,7 +260,7 @@ def _pretrained(rows, _):
 
 
 def _fraction(rows, _):
-    """Tests claim 12: the fall of each seed's gap from the smallest fraction to the largest, by its slope."""
+    """Test claim 12: the fall of each seed's gap from the smallest fraction to the largest, by its slope."""
     tests = []
     for task, own in _by_task(row for row in last_round(rows) if "first_fraction" in row).items():
         warm, fresh = ([row for row in own if row["restart"] == name] for name in ("warm_start", "random_init"))
@@ -272,7 +271,7 @@ def _fraction(rows, _):
 
 
 def _forgotten(rows, _):
-    """Tests claim 13: accuracy falls as the correlation with the start grows; not so in logistic regression."""
+    """Test claim 13: accuracy falls as the correlation with the start grows; not so in logistic regression."""
     tests = []
     for task, own in _by_task(row for row in last_round(rows) if np.isfinite(row.get("pearson", np.nan))).items():
         points = defaultdict(dict)
@@ -288,7 +287,7 @@ def _forgotten(rows, _):
 
 
 def _static(rows, _):
-    """Tests claim 14: the last round is above the first by more than the margin, in every setting."""
+    """Test claim 14: the last round is above the first by more than the margin, in every setting."""
     tests = []
     for line, found in by_line(rows).items():
         first = [row for row in found if row["round"] == 1]
@@ -299,7 +298,7 @@ def _static(rows, _):
 
 
 def _with_instance(findings, instances, what):
-    """Says in how many settings there is what a claim is about; it cannot hold where that is none."""
+    """Add in how many settings a claim's premise is shown; it cannot hold where that is none."""
     count = decide(instances).count(HOLDS)
     return [
         Finding(
@@ -311,7 +310,7 @@ def _with_instance(findings, instances, what):
 
 
 def _by_task(rows):
-    """Returns the rows of each data set, model and optimiser."""
+    """Return the rows of each data set, model and optimiser."""
     tasks = defaultdict(list)
     for row in rows:
         tasks[", ".join(row[name] for name in TASK)].append(row)

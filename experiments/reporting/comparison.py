@@ -13,7 +13,7 @@ from experiments.specs import registry
 
 
 class Compared(NamedTuple):
-    """A number of the paper and ours; ours is None where it was not run, or no lane is left after a NaN."""
+    """A number of the paper and ours; ours is None where it was not run, or all lanes ended by NaN."""
 
     number: paper_numbers.Number
     ours: float | None
@@ -22,17 +22,17 @@ class Compared(NamedTuple):
 
     @property
     def line(self) -> Line | None:
-        """Returns which line of ours it is."""
+        """The line of our run."""
         return self.found and self.found.line
 
     @property
     def seeds(self) -> int:
-        """Returns how many seeds our number is of."""
+        """The number of seeds of our number."""
         return self.found.seeds if self.found else 0
 
     @property
     def errors(self) -> float:
-        """Returns the difference in standard errors of itself; NaN where one of the two has no deviation."""
+        """The difference in its own standard errors; NaN where one of the two has no deviation."""
         theirs = self.number.deviation
         if self.ours is None or theirs is None or np.isnan(self.deviation):
             return float("nan")
@@ -43,12 +43,12 @@ class Compared(NamedTuple):
 def compare(
     experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None
 ) -> tuple[list[Compared], bool]:
-    """Every number that the paper prints for an experiment, with ours.
+    """Return every number that the paper prints for an experiment, with ours.
 
     Args:
       experiment: its name.
       rows: of a run, maybe a partial one.
-      planned: how far each line goes in the end; one that has not come so far is not compared.
+      planned: how many rounds each line will have; one that has fewer is not compared.
 
     Returns:
       The numbers, and whether data set, model and optimiser are the paper's. Where they are not (a quick preset), ours
@@ -77,7 +77,7 @@ ERRORS = (
 
 
 def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> str:
-    """`paper | ours | difference | seeds` as Markdown, of what was run; empty where the paper prints no number.
+    """Make the table of paper, ours, difference and seeds, of what was run; empty where the paper prints no number.
 
     See `compare`.
     """
@@ -94,7 +94,7 @@ def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | N
 
 
 def count(compared: Sequence[Compared]) -> str:
-    """Two sentences: how many of all numbers that the paper prints have ours beside them, and how many are near.
+    """Say in two sentences how many of the numbers that the paper prints have ours beside them, and how many are near.
 
     Args:
       compared: numbers of the paper that have ours beside them, of all runs; the same one may come more than once.
@@ -110,12 +110,12 @@ def count(compared: Sequence[Compared]) -> str:
 
 
 def _key(number):
-    """What makes a printed number itself; Table 1 serves two experiments."""
+    """Return a hashable key of a printed number; Table 1 serves two experiments."""
     return number._replace(where=tuple(sorted(number.where.items())))
 
 
 def cells(compared: Compared, *, same: bool) -> tuple[str, ...]:
-    """The cells of a number that was run, as `HEADER` names them; no difference where the data are not the same."""
+    """Return a run number's cells, as `HEADER` names them; no difference where the data are not the same."""
     number, ours, deviation, found = compared
     digits, unit = (2, "x") if number.cost else (1, " %")
     printed = f"{number.value:.{digits}f}{summary.spread(number.deviation)}{unit}"
@@ -140,7 +140,7 @@ def _compare(number, heads):
 
 
 def _matches(where: Mapping[str, str | float], row: Row) -> bool:
-    """Whether a row has these values; numbers are compared as numbers."""
+    """Return whether a row has these values; numbers are compared as numbers."""
     for name, value in where.items():
         if name not in row:
             return False
@@ -150,7 +150,7 @@ def _matches(where: Mapping[str, str | float], row: Row) -> bool:
 
 
 def _what(number):
-    """A number in words: `cifar10, mlp, sgd, warm start, first round`."""
+    """Return a number's description: `cifar10, mlp, sgd, warm start, first round`."""
     words = [
         f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else LABELS.get(value, value)
         for name, value in number.where.items()

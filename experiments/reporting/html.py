@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: figures inside, no script, no address; for screens and paper."""
+"""A report as one self-contained HTML page: figures embedded, no script, no links; for screens and print."""
 
 import base64
 import pathlib
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 
-# The policy makes a browser refuse whatever a page might still ask for.
+# The policy makes a browser refuse all external content.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -59,7 +59,7 @@ _UNBROKEN = re.compile(r"(?<=\d) (?=[±%])|(?<=±) (?=\d)")  # the spaces in 39.
 
 
 def render(text: str, title: str, figures: Mapping[str, pathlib.Path] | None = None) -> str:
-    """Renders a report; nothing in it but its own figures and tables becomes HTML.
+    """Render a report; raw HTML and links in it stay text, and only its own figures become images.
 
     Args:
       text: Markdown: headings, paragraphs, lists, tables, and a figure in a paragraph of its own.
@@ -75,13 +75,13 @@ def render(text: str, title: str, figures: Mapping[str, pathlib.Path] | None = N
     tokens = markdown.parse(_UNBROKEN.sub("\N{NO-BREAK SPACE}", text))
     for i, token in enumerate(tokens):
         if [child.type for child in token.children or ()] == ["image"]:
-            tokens[i - 1].hidden = tokens[i + 1].hidden = True  # a figure is no part of a paragraph
+            tokens[i - 1].hidden = tokens[i + 1].hidden = True  # no paragraph around a figure
     body = markdown.renderer.render(tokens, markdown.options, {"figures": figures or {}})
     return _PAGE.format(title=escapeHtml(title), style=_STYLE, body=body)
 
 
 def _image(renderer, tokens, i, options, env):
-    """A figure of the report, drawn in the page; the words alone of any other picture."""
+    """Render a figure of the report as an embedded image, any other image as its caption."""
     caption = escapeHtml(renderer.renderInlineAsText(tokens[i].children, options, env))
     path = env["figures"].get(tokens[i].attrs["src"])
     if path is None:

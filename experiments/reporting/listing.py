@@ -1,4 +1,4 @@
-"""What `--list` prints: every experiment, where it is in the paper, what it shows, what it costs."""
+"""The output of `--list`: every experiment, its place in the paper, its result and its cost."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from experiments.specs import registry
 from experiments.specs.base import Experiment
 from sp_jax.data import arrival
 
-RUNS = pathlib.Path(__file__).parent / "results"  # that were kept
+RUNS = pathlib.Path(__file__).parent / "results"  # the committed runs
 SAMPLES = {"cifar10": 50_000, "cifar100": 50_000, "svhn_cropped": 73_257, "imdb_reviews": 25_000}  # as published
 NOTES = """
 quick: training with the default preset as measured in the runs of experiments/results, on a machine of two CPU cores
@@ -20,7 +20,7 @@ paper prints, on a machine that it does not name. --dry_run estimates any comman
 
 
 def table() -> str:
-    """All experiments, two lines each, and below them what the costs mean."""
+    """List all experiments, two lines each, and below them the meaning of the costs."""
     kept = _kept()
     lines = [("experiment", "in the paper", "quick", "paper")]
     lines += [(e.name, e.paper, kept.get(e.name, "not measured"), _whole(e)) for e in registry.EXPERIMENTS.values()]
@@ -31,7 +31,7 @@ def table() -> str:
 
 
 def _kept():
-    """What the quick presets have cost, by experiment, where such a run was kept."""
+    """Return the cost of the quick presets, by experiment, where such a run was kept."""
     found = {}
     for folder in run_folder.subfolders(RUNS):
         config = run_folder.read_config(folder)
@@ -43,7 +43,7 @@ def _kept():
 
 
 def _whole(experiment: Experiment) -> str:
-    """What the paper's full setting consists of, and the paper's minutes."""
+    """Return the size of the paper's full setting, and the paper's minutes."""
     grid = resolve(experiment.presets["paper"], {})
     members = grid.members()
     plans = [experiment.schedule(m.settings, m.cell, _num_train)[: m.settings.rounds] for m in members]

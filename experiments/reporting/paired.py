@@ -1,4 +1,4 @@
-"""What is compared seed by seed: two lines, or the trend of a gap."""
+"""Comparisons paired by seed: two lines, or the trend of a gap."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,12 +20,12 @@ class Paired(NamedTuple):
     last_costs: np.ndarray  # [seeds], in the last round
 
     def __str__(self):
-        """Returns the difference in accuracy."""
+        """Return the difference in accuracy."""
         return difference(self.points)
 
 
 def difference(points: np.ndarray) -> str:
-    """Returns a mean over the seeds, its standard error, and how many seeds."""
+    """Return a mean over the seeds, its standard error, and how many seeds."""
     if not len(points):
         return "no seed"
     error = f" ± {stats.sem(points):.1f}" if len(points) > 1 else ""
@@ -33,7 +33,7 @@ def difference(points: np.ndarray) -> str:
 
 
 def pair(one: Sequence[Row], two: Sequence[Row]) -> Paired:
-    """Compares two finished lines over the seeds that both have."""
+    """Compare two finished lines over the seeds that both have."""
     lanes = [defaultdict(list), defaultdict(list)]
     for found, rows in zip(lanes, (one, two), strict=True):
         for row in sorted(rows, key=lambda row: row["round"]):
@@ -46,7 +46,7 @@ def pair(one: Sequence[Row], two: Sequence[Row]) -> Paired:
 
 
 def gaps(fresh: Sequence[Row], warm: Sequence[Row], over: str) -> dict[int, dict[int, tuple[float, float]]]:
-    """Pairs the rows of random init and warm start.
+    """Pair the rows of random init and warm start.
 
     Args:
       fresh: rows of random init.
@@ -67,7 +67,7 @@ def gaps(fresh: Sequence[Row], warm: Sequence[Row], over: str) -> dict[int, dict
 
 
 def rises(points: Mapping[int, Mapping[Hashable, tuple[float, float]]]) -> np.ndarray:
-    """Measures how far y rises over the range of x: the median slope (Theil and Sen) of each seed, times that range.
+    """Measure how far y rises over the range of x: the median slope (Theil and Sen) of each seed, times that range.
 
     Args:
       points: by seed and name, x and y. A seed that lacks a point which others have is left out.
@@ -85,7 +85,7 @@ def rises(points: Mapping[int, Mapping[Hashable, tuple[float, float]]]) -> np.nd
 
 
 def times(logarithms: np.ndarray) -> str:
-    """Returns the geometric mean of ratios, of which these are the logarithms."""
+    """Return the geometric mean of ratios, of which these are the logarithms."""
     return f"{np.exp(np.mean(logarithms)):.2f}x" if len(logarithms) else "an unknown ratio of"
 
 

@@ -66,7 +66,7 @@ _FIGURE_21 = {
 
 
 def numbers(experiment: str) -> list[Number]:
-    """The paper's numbers for an experiment, in the order in which it prints them; none where it has only pictures."""
+    """Return the paper's numbers for an experiment, in the order in which it prints them; none where it prints none."""
     made = {
         "table1": _table_1,
         "two_phase": _table_1,
@@ -80,7 +80,7 @@ def numbers(experiment: str) -> list[Number]:
 
 
 def minutes(experiment: str) -> tuple[float, ...]:
-    """The times that the paper prints for an experiment, in minutes, in the order in which it prints them."""
+    """Return the times that the paper prints for an experiment, in minutes, in the order in which it prints them."""
     grids = {"online": _FIGURE_15, "online_mlp_svhn": _FIGURE_21}
     if experiment in grids:
         return tuple(float(time) for _, times in grids[experiment].values() for time in times.split())
@@ -134,6 +134,6 @@ def _sgd(dataset):
 
 
 def _pairs(text):
-    """Numbers and their deviations: `56.2 (1.0) 78.0 (0.6)`."""
+    """Parse numbers and their deviations: `56.2 (1.0) 78.0 (0.6)`."""
     words = [float(word.strip("()")) for word in text.split()]
     return zip(words[::2], words[1::2], strict=True)

@@ -1,4 +1,4 @@
-"""Numbers from rows: the table that a run prints at its end and a report shows.
+"""Summaries of rows: the table that a run prints at its end and a report shows.
 
 Rows may be missing, and lanes may have ended by NaN: such a lane is out of every mean, deviation, cost and ratio, and
 the table says over how many of the planned seeds its numbers are.
@@ -16,7 +16,7 @@ from experiments.records.results import COLUMNS, MEASURED, SIMILARITIES, Row, is
 
 TASK = ("dataset", "model", "optimizer")  # lines are compared within one
 LANE = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")  # in no variant
-# A baseline may differ in these from the line that is held against it: it has no first phase of its own, or no method.
+# A baseline may differ in these from the line compared with it: it has no first phase of its own, or no method.
 FREE = (
     "first_epochs", "first_batch_size", "first_learning_rate", "first_fraction", "trained", "method", "method_strength",
 )  # fmt: skip
@@ -33,14 +33,14 @@ class Line(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How far a line goes in the end."""
+    """The number of rounds and seeds that a line will have."""
 
     rounds: int
     seeds: int
 
 
 class LineSummary(NamedTuple):
-    """One line over its seeds, without the lanes that ended by NaN; NaN is a number that no lane is left for."""
+    """One line over its seeds, without the lanes that ended by NaN; a number is NaN where no lane is left."""
 
     line: Line
     seeds: int  # in the mean
@@ -65,19 +65,19 @@ class LineSummary(NamedTuple):
 
     @property
     def seeds_of(self) -> str:
-        """Returns how many seeds the numbers are of: `5`, `4 of 5`, or `5, costs of 4` where some lack a round."""
+        """The number of seeds in words: `5`, `4 of 5`, or `5, costs of 4` where some lack a round."""
         count = str(self.seeds) if self.seeds == self.planned else f"{self.seeds} of {self.planned}"
         return count + (f", costs of {self.complete}" if self.complete < self.seeds else "")
 
 
 def varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The settings that differ between rows."""
+    """Return the settings that differ between rows."""
     names = [name for name in (rows[0] if rows else ()) if name not in (*MEASURED, *LANE, *SIMILARITIES)]
     return tuple(name for name in names if len({row[name] for row in rows}) > 1 or name not in COLUMNS)
 
 
 def by_line(rows: Sequence[Row]) -> dict[Line, list[Row]]:
-    """The rows of each line, in the order in which they first appear."""
+    """Return the rows of each line, in the order in which they first appear."""
     names, lines = varied(rows), {}
     for row in rows:
         variant = tuple((name, text(row[name])) for name in names)
@@ -88,14 +88,14 @@ def by_line(rows: Sequence[Row]) -> dict[Line, list[Row]]:
 
 
 def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]:
-    """Leaves out the lanes that ended by NaN.
+    """Leave out the lanes that ended by NaN.
 
     Args:
       rows: of `results.csv`.
       wanted: rows of the same lanes, as of `curves.csv`; by default those of `results.csv`.
 
     Returns:
-      Those that are wanted whose lane ended no round by NaN.
+      The wanted rows of lanes that ended no round by NaN.
     """
     wanted = rows if wanted is None else wanted
     if not wanted or not rows:
@@ -106,7 +106,7 @@ def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]
 
 
 def complete(rows: Sequence[Row], rounds: int) -> list[Row]:
-    """Returns the rows of the seeds of one line that have all of so many rounds, none of them ended by NaN."""
+    """Return the rows of the seeds of one line that have all of so many rounds, none of them ended by NaN."""
     lanes = {}
     for row in rows:
         lanes.setdefault(row["seed"], []).append(row)
@@ -116,7 +116,7 @@ def complete(rows: Sequence[Row], rounds: int) -> list[Row]:
 
 
 def trained(accuracies: Sequence[float], converged: Sequence[bool]) -> list[bool]:
-    """Returns which lines learned their samples: all that converged, and others not far below the worst of these.
+    """Return which lines learned their samples: all that converged, and others not far below the worst of these.
 
     Args:
       accuracies: of each line, per cent.
@@ -127,13 +127,13 @@ def trained(accuracies: Sequence[float], converged: Sequence[bool]) -> list[bool
 
 
 def last_round(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the newest round that any seed has finished."""
+    """Return the rows of the newest round that any seed has finished."""
     newest = max((row["round"] for row in rows), default=0)
     return [row for row in rows if row["round"] == newest]
 
 
 def baseline(line: Line, lines: Mapping[Line, list[Row]], restart: str = "random_init") -> Line | None:
-    """The line of a baseline with this one's settings, the most alike in those that may differ; None where none is."""
+    """Return the baseline's line with this one's settings, the most alike in those that may differ; None without."""
     wanted = dict(line.variant)
     alike = [
         other
@@ -145,12 +145,12 @@ def baseline(line: Line, lines: Mapping[Line, list[Row]], restart: str = "random
 
 
 def seeds_of(rows: Sequence[Row]) -> int:
-    """How many seeds there are."""
+    """Return the number of seeds."""
     return len({row["seed"] for row in rows})
 
 
 def label(line: Line, without: Sequence[str] = ()) -> str:
-    """A line for people: `mlp, sgd, shrink-perturb λ=0.6 σ=0.01`."""
+    """Return a readable name of a line: `mlp, sgd, shrink-perturb λ=0.6 σ=0.01`."""
     shown = [(name, value) for name, value in line.variant if value not in ("None", "") and name not in without]
     words = [_word(name, value) for name, value in shown if (name, value) != ("method", "none")]
     cell = line.cell
@@ -159,12 +159,12 @@ def label(line: Line, without: Sequence[str] = ()) -> str:
 
 
 def summarize(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> list[LineSummary]:
-    """One summary for each line.
+    """Make one summary for each line.
 
     Args:
       rows: of a run, maybe a partial one.
-      planned: how far each line goes in the end. Costs of finished lines are compared whole; otherwise over the
-        rounds that both have.
+      planned: how many rounds each line will have. Costs of finished lines are compared over all rounds, else over
+        the rounds that both have.
 
     Returns:
       The summaries, in the order of the lines.
@@ -186,15 +186,15 @@ def summarize(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -
 
 
 def table(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> str:
-    """The summaries as a Markdown table, costs also as a ratio to random init where that was run.
+    """Format the summaries as a Markdown table, costs also as a ratio to random init where that was run.
 
     Args:
       rows: of a run, maybe a partial one.
-      planned: how far each line goes in the end; one that has not come so far says where it stands.
+      planned: how many rounds each line will have; one that has fewer is marked with its newest round.
 
     Returns:
-      The table, and below it what ± is, and one sentence each on the lanes that ended below --train_accuracy and on
-      those that ended by NaN, if there are.
+      The table, and below it the meaning of ±, and one sentence each on the lanes that ended below --train_accuracy
+      and on those that ended by NaN, if there are any.
     """
     summaries = summarize(rows, planned)
     names = varied(rows)
@@ -218,12 +218,12 @@ def table(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> st
 
 
 def spread(deviation: float | None) -> str:
-    """A deviation as it stands behind a mean; nothing where there is none."""
+    """Format a deviation to follow a mean; return nothing where there is none."""
     return "" if deviation is None or np.isnan(deviation) else f" ± {deviation:.1f}"
 
 
 def not_converged(rows: Sequence[Row]) -> str:
-    """One sentence: how many lane-rounds ended below --train_accuracy, why they ended, in which lines and rounds."""
+    """Say in one sentence how many lane-rounds ended below --train_accuracy, why, and in which lines and rounds."""
     found = {line: [row for row in its if not row["converged"]] for line, its in by_line(rows).items()}
     ended = [row for its in found.values() for row in its]
     if not ended:
@@ -236,7 +236,7 @@ def not_converged(rows: Sequence[Row]) -> str:
 
 
 def lost(rows: Sequence[Row]) -> str:
-    """One sentence: which lanes ended by NaN, and from which round on."""
+    """Say in one sentence which lanes ended by NaN, and from which round on."""
     found = {line: [row for row in its if is_lost(row)] for line, its in by_line(rows).items()}
     where = []
     for line, its in found.items():
@@ -247,13 +247,13 @@ def lost(rows: Sequence[Row]) -> str:
 
 
 def _rounds(rows):
-    """How many rows there are, and from which rounds."""
+    """Say how many rows there are, and of which rounds."""
     first, last = (f(row["round"] for row in rows) for f in (min, max))
     return f"{len(rows)} in round {first}" if first == last else f"{len(rows)} in rounds {first} to {last}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of texts, the first the header, as a Markdown table; what would end a cell is escaped."""
+    """Format lines of texts, the first the header, as a Markdown table; pipes in cells are escaped."""
     lines = [[" ".join(x.split()).replace("|", r"\|") for x in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     made = ["| " + " | ".join(f"{x:{w}}" for x, w in zip(line, widths, strict=True)) + " |" for line in lines]
@@ -289,14 +289,14 @@ def _summarize(line, rows, plan, ratio_last, ratio_total):
 
 
 def _mean_and_deviation(rows):
-    """Validation accuracy in per cent: the mean and the sample deviation, NaN where there are too few."""
+    """Return the mean and the sample deviation of validation accuracy in per cent; NaN where there are too few."""
     values = [100 * row["validation_accuracy"] for row in rows]
     mean = float(np.mean(values)) if values else float("nan")
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def _ratio(rows, base, key):
-    """Samples visited as a ratio to random init's, over the seeds (and rounds) that both have."""
+    """Return samples visited as a ratio to random init's, over the seeds (and rounds) that both have."""
     one, two = ({tuple(row[name] for name in key) for row in found} for found in (rows, base))
     shared = one & two
     sums = [
@@ -313,7 +313,7 @@ def _cost(samples, ratio):
 
 
 def _word(name, value):
-    """A setting of a variant: names of things speak for themselves, `trained` in the words of Table 5."""
+    """Return a setting in words: data set, model, optimiser and method by value alone, `trained` as in Table 5."""
     if name == "trained":
         return {"head": "LL (head only)", "head_then_all": "LL+WS (head, then all)"}.get(value, "all")
     words = LABELS.get(value, value.replace("_", " "))

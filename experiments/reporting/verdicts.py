@@ -1,4 +1,4 @@
-"""What rows can show of a claim: one margin, one level, one correction, paired by seed, the same for and against.
+"""Statistical tests of claims: one margin, one level, one correction, paired by seed, the same for and against.
 
 A claim is that something lies above a threshold. It holds where the mean over the seeds is shown to be above, it is
 contradicted where the mean is shown to be below, and it is undecided otherwise. Margins and level were set before these
@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
-MARGIN = 1.0  # points of accuracy: what is smaller counts as no difference
+MARGIN = 1.0  # points of accuracy: a smaller difference counts as none
 COST_MARGIN = 0.1  # of a ratio of samples visited, or of gradient norms: 1.1 and 1 / 1.1 count as 1
 LEVEL = 0.05
 MIN_SEEDS = 3
@@ -28,7 +28,7 @@ RULES = (
 
 
 class Finding(NamedTuple):
-    """What one test of a claim found."""
+    """The result of one test of a claim."""
 
     verdict: str
     text: str  # the test and its figures
@@ -50,11 +50,11 @@ class Tested(NamedTuple):
 
 
 def exceeds(values: Sequence[float], threshold: float) -> Evidence:
-    """Tests whether a mean over the seeds is above a threshold: one-sided t-tests, either way.
+    """Test whether a mean over the seeds is above a threshold: one-sided t-tests, in both directions.
 
     Args:
       values: one of each seed.
-      threshold: what the mean is compared with.
+      threshold: to compare the mean with.
 
     Returns:
       The p-values of above and of below.
@@ -63,35 +63,35 @@ def exceeds(values: Sequence[float], threshold: float) -> Evidence:
     if len(values) < MIN_SEEDS or not np.isfinite(values).all():
         return Evidence()
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
-    if error <= 1e-9 * max(1.0, abs(threshold)):  # all seeds agree to rounding
+    if error <= 1e-9 * max(1.0, abs(threshold)):  # all seeds are equal up to rounding
         return Evidence(float(mean <= 1e-9), float(mean >= -1e-9))
     t, freedom = mean / error, len(values) - 1
     return Evidence(float(stats.t.sf(t, freedom)), float(stats.t.cdf(t, freedom)))
 
 
 def both(*statements: Evidence) -> Evidence:
-    """Returns the evidence that all of the statements are true; against it, one that is not is enough (Bonferroni)."""
+    """Return the evidence that all of the statements are true; one false statement counts against it (Bonferroni)."""
     against = min(1.0, len(statements) * min(each.against for each in statements))
     return Evidence(max(each.support for each in statements), against)
 
 
 def opposite(statement: Evidence) -> Evidence:
-    """Returns the evidence that a statement is not true."""
+    """Return the evidence that a statement is not true."""
     return Evidence(statement.against, statement.support)
 
 
 def either(*statements: Evidence) -> Evidence:
-    """Returns the evidence that one of the statements is true, or more."""
+    """Return the evidence that at least one of the statements is true."""
     return opposite(both(*map(opposite, statements)))
 
 
 def within(values: Sequence[float], margin: float) -> Evidence:
-    """Tests whether a mean over the seeds is as good as 0: equivalence, by two one-sided tests."""
+    """Test whether a mean over the seeds is equivalent to 0, by two one-sided tests."""
     return both(exceeds(values, -margin), opposite(exceeds(values, margin)))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjusts p-values by Holm's method, so that all that are below a level are so together."""
+    """Adjust p-values by Holm's method, which controls the family-wise error rate."""
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values)
     raised = p_values[order] * np.arange(len(p_values), 0, -1)
@@ -101,7 +101,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def decide(tests: Sequence[Tested]) -> list[str]:
-    """Returns the verdict in each setting, corrected for all of them together, for and against alike."""
+    """Return the verdict in each setting, corrected for all of them together, for and against alike."""
     support, against = (holm([getattr(test.evidence, side) for test in tests]) for side in Evidence._fields)
     return [
         HOLDS if s < LEVEL else CONTRADICTED if a < LEVEL else UNDECIDED for s, a in zip(support, against, strict=True)
@@ -109,12 +109,12 @@ def decide(tests: Sequence[Tested]) -> list[str]:
 
 
 def each(tests: Sequence[Tested]) -> list[Finding]:
-    """Returns a finding for each setting."""
+    """Return a finding for each setting."""
     return [Finding(v, f"{test.name}: {test.figures}") for v, test in zip(decide(tests), tests, strict=True)]
 
 
 def all_of(shown: int, opposed: int, total: int) -> str:
-    """Judges a claim that is made of all settings: one that is shown otherwise contradicts it."""
+    """Judge a claim about all settings: one that is shown otherwise contradicts it."""
     return CONTRADICTED if opposed else HOLDS if shown == total else UNDECIDED
 
 
@@ -124,7 +124,7 @@ def together(
     judge: Callable[[int, int, int], str] = all_of,
     verdicts: Sequence[str] | None = None,
 ) -> list[Finding]:
-    """Returns one finding over all settings; none where there is no setting.
+    """Return one finding over all settings; none where there is no setting.
 
     Args:
       tests: in each setting.

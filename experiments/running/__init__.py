@@ -1,1 +1,1 @@
-"""From settings to a run: built, checked, trained, watched."""
+"""Runs from settings: building, validation, training, progress."""

@@ -49,7 +49,7 @@ class Builder:
         self._made = {}
 
     def group(self, member: Trial, phases: Sequence[RoundSpec]) -> sweeps.Group:
-        """The lanes of a member of the grid, one for each seed, and what they do in each round."""
+        """Make the lanes of a trial, one for each seed, and what they do in each round."""
         made, before = [], None
         arrivals = tuple(sorted({phase.num_visible for phase in phases}))
         for phase in phases:
@@ -63,7 +63,7 @@ class Builder:
         return sweeps.Group(member.name, tuple(made))
 
     def engine(self, settings: Settings) -> sweeps.Engine:
-        """The programs of a static configuration."""
+        """Return the programs of a static configuration."""
 
         def make():
             data = self._datasets[settings.dataset]
@@ -87,7 +87,7 @@ class Builder:
         return self._once(("engine", static(settings)), make)
 
     def _streams(self, data):
-        """Whether a data set stays on the host."""
+        """Return whether a data set stays on the host."""
         copies = jax.local_device_count() * (data.inputs.nbytes + data.labels.nbytes)
         if self._stream is None and copies > memory() // 2:
             why = f"a copy for each device is {copies / 2**30:.1f} GiB, more than half of {memory() / 2**30:.1f} GiB"
@@ -95,7 +95,7 @@ class Builder:
         return copies > memory() // 2 if self._stream is None else self._stream
 
     def _num_lanes(self, settings, made):
-        """All lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""
+        """Return the number of lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""
         room = memory() // 8 // lane_bytes(made) // settings.seeds
         return settings.seeds * max(1, min(self._members[static(settings)], room))
 

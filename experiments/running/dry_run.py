@@ -1,4 +1,4 @@
-"""What a run would take: its grid, programs, memory and time, from a short measurement. Writes nothing."""
+"""Forecast of a run: its grid, programs, memory and time, from a short measurement. Writes nothing."""
 
 import statistics
 import sys
@@ -19,17 +19,17 @@ from sp_jax import restarts, sweeps
 from sp_jax.engine.program import LANES, pad
 from sp_jax.training import Convergence
 
-SECONDS = 0.5  # that a measurement takes at least
+SECONDS = 0.5  # the least duration of a measurement
 LIKELY = (5, 100)  # epochs of a round: nine of ten lane-rounds in experiments/results
 
 
 class Speed(NamedTuple):
-    """Of the programs of a static configuration."""
+    """The speed and memory of the programs of a static configuration."""
 
     compile_seconds: float
     rate: float  # samples/s of all lanes together, each device busy
     at_once: int  # lanes that train at the same time
-    device_bytes: int  # that training needs on each device, data and states of all lanes included
+    device_bytes: int  # needed by training on each device, data and states of all lanes included
 
 
 class Work(NamedTuple):
@@ -44,7 +44,7 @@ class Work(NamedTuple):
 def measure(
     engine: sweeps.Engine, phase: sweeps.RoundPlan, num_visible: int, clock: Callable = time.monotonic
 ) -> Speed:
-    """Compiles the training program and trains some epochs, on all devices.
+    """Compile the training program and train some epochs, on all devices.
 
     Args:
       engine: of one static configuration.
@@ -60,7 +60,7 @@ def measure(
     state = engine.init(engine.place(lanes))
 
     def train(batches):
-        """Samples that all lanes visit in so many batches each, and the seconds that takes."""
+        """Train so many batches in each lane; return the samples visited by all lanes, and the seconds."""
         samples = min(num_visible, batches * engine.trainer.batch_size)
         epochs = max(1, batches * engine.trainer.batch_size // samples)
         limits = jax.tree.map(np.full_like, lanes.convergence, Convergence.exactly(epochs))
@@ -73,7 +73,7 @@ def measure(
     train(1)  # compiles
     batches, (least, overhead) = 1, train(1)
     visited, seconds = least, overhead
-    while seconds - overhead < max(SECONDS, overhead):  # what every call takes anyway must not count
+    while seconds - overhead < max(SECONDS, overhead):  # the constant overhead of a call must not count
         batches *= int(np.clip(2 * SECONDS / max(seconds - overhead, 1e-3), 2, 16))
         visited, seconds = train(batches)
     return Speed(engine.compile_seconds, (visited - least) / (seconds - overhead), count, engine.program_bytes)
@@ -86,12 +86,12 @@ def work(
     *,
     alone: bool = False,
 ) -> list[Work]:
-    """What is still to be trained.
+    """Return the work that is still to be done.
 
     Args:
       plan: the phases of each member of the grid.
       groups: the same, as lanes.
-      done: how many rounds of each group are finished; none where it is not named.
+      done: how many rounds of each group are finished; none for a group that is missing.
       alone: whether each group trains by itself.
 
     Returns:
@@ -109,13 +109,13 @@ def work(
 
 
 def _epochs(phase):
-    """At least and at most."""
+    """Return the least and the largest number of epochs."""
     exactly = phase.settings.epochs if phase.epochs is None else phase.epochs
     return tuple(min(phase.settings.max_epochs, n) if exactly is None else exactly for n in LIKELY)
 
 
 def estimate(found: Sequence[Work], speeds: Mapping[sweeps.Engine, Speed]) -> tuple[float, float]:
-    """Seconds that the work takes, at least and at most; a device that gets no lane waits for the others."""
+    """Return the seconds that the work takes, at least and at most; a device that gets no lane waits for the others."""
     ends = [sum(speed.compile_seconds for speed in speeds.values())] * 2
     for each in found:
         speed = speeds[each.engine]
@@ -157,7 +157,7 @@ NOT_COUNTED = (
 
 
 def _names(settings: Mapping[sweeps.Engine, Settings]):
-    """What tells the static configurations from one another."""
+    """Return a name of each static configuration, from the settings in which they differ."""
     compiled = [dict(builder.static(each)) for each in settings.values()]
     differ = [name for name in (compiled or [{}])[0] if len({each[name] for each in compiled}) > 1]
     more = [name for name in differ if name not in ("model", "dataset")]

@@ -33,7 +33,7 @@ HEARTBEAT_SECONDS = 20  # after so long without a sign of life of another host, 
 
 
 def check(workdir: str | None) -> None:
-    """Raises a `UsageError` where the flags do not fit; `workdir` as it was typed. Touches neither network nor disk."""
+    """Raise a `UsageError` where the flags do not fit; `workdir` as it was typed. Touch neither network nor disk."""
     address, count, own = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if address is None:
         if count is not None or own is not None:
@@ -57,7 +57,7 @@ def check(workdir: str | None) -> None:
 
 
 def join(workdir: pathlib.Path) -> None:
-    """Waits until all hosts have joined; does nothing where --coordinator is not given.
+    """Wait until all hosts have joined; do nothing where --coordinator is not given.
 
     Raises:
       UsageError: the hosts do not meet.
@@ -98,18 +98,18 @@ def wait(what: str) -> None:
 
 
 def least(value: int) -> int:
-    """The least that a host has, below 2³¹."""
+    """Return the least value of all hosts, below 2³¹."""
     return int(multihost_utils.process_allgather(np.int32(value)).min()) if jax.process_count() > 1 else value
 
 
 def await_verdict(error: Exception) -> None:
-    """Waits after an error of a program: a lost host is often seen there first, and jax soon ends this process."""
+    """Wait after an error of a program: a lost host is often seen there first, and jax soon ends this process."""
     if jax.process_count() > 1 and type(error) in (jax.errors.JaxRuntimeError, ValueError):  # jax raises either
         time.sleep(2 * HEARTBEAT_SECONDS)
 
 
 def leave(code: int) -> None:
-    """Ends this process at once, without waiting for the other hosts, which then end too."""
+    """End this process at once, without waiting for the other hosts, which then end too."""
     if jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -139,7 +139,7 @@ def _find(address, own, unmet):
 
 
 def _part_from_terminal(path):
-    """What C++ says, on file descriptor 2, goes to a file from now on; Python's stderr stays where it was."""
+    """Send what C++ writes to file descriptor 2 into a file; Python's stderr stays where it was."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

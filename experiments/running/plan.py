@@ -130,7 +130,7 @@ def jobs(
 
 
 def _resumed(folder, name, config, asked):
-    """The grid of the run in `folder`, with as many rounds as are asked for now."""
+    """Return the grid of the run in `folder`, with as many rounds as are asked for now."""
     if config["experiment"] != name:
         raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {name}; choose another --workdir")
     grid = Grid.from_json(config)

@@ -1,4 +1,4 @@
-"""What a run says while it runs: one line that changes on a terminal, plain log lines elsewhere."""
+"""Progress of a run: one line that is updated on a terminal, plain log lines elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from experiments.records.results import is_lost
 from sp_jax.sweeps import Finished, Group
 from sp_jax.types import Progress, StopReason
 
-QUIET_SECONDS = 30.0  # after so long without a finished round, a log says where it stands
+QUIET_SECONDS = 30.0  # after so long without a finished round, a log line reports the progress
 
 
 class Reporter:
@@ -19,12 +19,12 @@ class Reporter:
     def __init__(
         self, done: Mapping[str, int], visible: Mapping[str, Sequence[int]], labels: Mapping[str, str], stream=None
     ):
-        """Says nothing yet.
+        """Store the groups; write nothing yet.
 
         Args:
           done: how many rounds each group has finished before.
           visible: how many samples have arrived in each round of each group.
-          labels: of the groups, for people.
+          labels: of the groups, for display.
           stream: default standard error.
         """
         self._stream = stream or sys.stderr
@@ -41,13 +41,13 @@ class Reporter:
         return self
 
     def __exit__(self, *_):
-        """Clears the line that changes."""
+        """Clear the line that is updated."""
         if self._terminal:
             self._stream.write("\r\033[K")
             self._stream.flush()
 
     def chunk(self, groups: Sequence[Group], round_: int, progress: Progress) -> None:
-        """A chunk of a round of the groups that train together has ended; `progress` is that of all their lanes."""
+        """Report a chunk of a round of groups that train together; `progress` is that of all their lanes."""
         name = groups[0].name
         self._partial = len(groups) * float(np.mean(progress.epoch)) * self._visible[name][round_ - 1]
         if not self._terminal and time.monotonic() - self._said < QUIET_SECONDS:
@@ -61,7 +61,7 @@ class Reporter:
         )
 
     def finished(self, finished: Finished) -> None:
-        """A group has finished a round."""
+        """Report that a group has finished a round."""
         name, results, trained = finished.group.name, finished.results, finished.trained
         first = results[0]
         self._round[name] = first.round
@@ -78,7 +78,7 @@ class Reporter:
         accuracy = f"validation accuracy {np.mean(kept):.1f} %" if kept else "no validation accuracy"
         accuracy += f" ({len(results) - len(kept)} of {len(results)} lanes ended by NaN)" * (len(kept) < len(results))
         lanes = " for one lane" if first.lanes == 1 else f" for all {first.lanes} lanes"
-        lanes *= not self._terminal  # whose line has room for the time left, not for both
+        lanes *= not self._terminal  # a terminal's line has room for only this or the time left
         self._say(
             f"{self._where(name, first.round)}: {accuracy}, {self._epochs[name]:.1f} epochs, "
             f"{first.seconds:.1f} s{lanes}{self._left()}",
@@ -90,9 +90,9 @@ class Reporter:
         return f"round {round_} of {len(self._visible[name])}, {label}"
 
     def _left(self) -> str:
-        """Remaining rounds at the last round's number of epochs, at the speed so far.
+        """Return the time left: the remaining rounds at the last round's number of epochs, at the speed so far.
 
-        Not after the first of many rounds: it is small and slow, and takes more epochs than those that follow.
+        Empty after the first of many rounds, which is small and slow, and takes more epochs than those that follow.
         """
         longest = max(len(rounds) for rounds in self._visible.values())
         if not self._work or max(self._round.values()) < 2 < longest:

@@ -1,4 +1,4 @@
-"""What is looked at while an experiment trains: curves of each epoch, gradient norms, similarity to the start."""
+"""Measurements while an experiment trains: curves of each epoch, gradient norms, similarity to the start."""
 
 import functools
 from collections import defaultdict
@@ -14,30 +14,30 @@ from sp_jax import diagnostics, sweeps
 
 
 class Recorder:
-    """Collects what the job asks for and writes `results.csv`, `curves.csv` and the networks."""
+    """Collects the measurements of a job and writes `results.csv`, `curves.csv` and the networks."""
 
     def __init__(self, plan: RunPlan, board: Callable[..., Any] | None = None):
-        """Writes nothing yet.
+        """Store the plan; write nothing yet.
 
         Args:
           plan: of the run.
-          board: `experiments.events.Board` where that is asked for.
+          board: `experiments.records.tensorboard.Board` where it is requested.
         """
         job = plan.job
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
-        self._norms = {}  # trainer -> what measures gradient norms
+        self._norms = {}  # engine -> the measure of gradient norms
         self._looks = self._learning or job.experiment.gradient_norms
         self._keep_networks = networks.which(job.grid.base.keep_networks, plan.groups)
         self._files = {}  # of the host that writes, by name
         self._make_board, self._board = board, None
 
     def open(self, note: Mapping[str, Any]) -> None:
-        """Opens the tables as they were when the note was made; only the host that writes does.
+        """Open the tables as they were when the note was made; only the host that writes calls it.
 
         Args:
-          note: what `note` has given to the checkpoint that the run goes on from; empty at its beginning.
+          note: the result of `note` in the checkpoint that the run resumes from; empty at its beginning.
 
         Raises:
           UsageError: a table is not what was written then, or cannot be written.
@@ -53,23 +53,23 @@ class Recorder:
             self._board = self._make_board(self._folder, self._varied)
 
     def note(self) -> dict[str, Any]:
-        """What a checkpoint remembers: how much of each file it vouches for, what was seen of the running round."""
+        """Return the state for a checkpoint: size and checksum of each file, and the current round's curves."""
         found = [(*key, values) for key, values in self._found.items()]
         return {"files": {name: table.sound for name, table in self._files.items()}, "found": found}
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The columns that it adds to `results.csv`."""
+        """The columns that the recorder adds to `results.csv`."""
         return results.SIMILARITIES if self._experiment.similarity else ()
 
     def watch(self, on_chunk: Callable | None, stop: Callable[[], bool]) -> sweeps.Callbacks:
-        """What `sweeps.run` calls; nothing per epoch or round unless the job asks for it."""
+        """Return the callbacks of `sweeps.run`; none per epoch or round unless the job needs them."""
         on_epoch = self._on_epoch if self._looks else None
         measure = self._similarity if self._experiment.similarity else None
         return sweeps.Callbacks(on_chunk, on_epoch, measure, stop, self.note)
 
     def write(self, member: Trial, finished: sweeps.Finished) -> None:
-        """Appends the rows of a finished round; what belongs to them comes first, so that no row is without."""
+        """Append the rows of a finished round; curves and networks are written first, so that no row lacks them."""
         name, round_ = self._experiment.name, finished.results[0].round
         curves = []
         if self._looks:
@@ -78,7 +78,7 @@ class Recorder:
         rows, table = results.rows(name, member, self._varied, finished), self._files["results.csv"]
         last = round_ == len(finished.group.phases)
         if self._keep_networks == "all" or (self._keep_networks == "last" and last):
-            # A row that is there was measured on the network that is there.
+            # An existing row was measured on the existing network, which is therefore kept.
             networks.write(self._folder, member, finished, rows, new=table.missing(rows))
         rows = table.append(rows)
         if self._board:
@@ -99,7 +99,7 @@ class Recorder:
         self._keep(group, round_, phase.lanes.seed, *engine.fetch((values, progress.replace(state=None))))
 
     def _keep(self, group, round_, seeds, values, progress):
-        """Books the lanes that have trained an epoch since the last time; lanes that have stopped have not."""
+        """Record the values of lanes that have trained an epoch since the last call, which stopped lanes have not."""
         for past in [key for key in self._found if key[1] < round_]:
             del self._found[past]
         found = self._found[group.name, round_]

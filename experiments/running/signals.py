@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops at the next safe point, a second one at once."""
+"""Handling of Ctrl-C and SIGTERM: the first stops at the next safe point, a second one at once."""
 
 import contextlib
 import pathlib
@@ -16,13 +16,13 @@ KEPT = (*FIELDS, "experiment", "preset", "workdir", "resume")  # by a run's conf
 
 
 class Stop:
-    """Remembers that a stop was asked for, while it is entered; in the main thread, which alone has signals."""
+    """A context manager that records a request to stop; only the main thread receives signals."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
-        """Listens to nothing yet."""
-        self.signal = None  # that asked
+        """Install no handlers yet."""
+        self.signal = None  # the one received
         self._before = {}
 
     def __enter__(self):
@@ -35,19 +35,19 @@ class Stop:
             signal.signal(number, handler)
 
     def asked(self) -> bool:
-        """Whether a stop was asked for."""
+        """Return whether a stop was requested."""
         return self.signal is not None
 
     def _remember(self, number, _):
         self.signal = number
         for each in self.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)  # what is half written then is dropped by --resume
-        with contextlib.suppress(RuntimeError, OSError):  # it may have interrupted another print; or nobody listens
+            signal.signal(each, signal.SIG_DFL)  # --resume drops incomplete files
+        with contextlib.suppress(RuntimeError, OSError):  # it may have interrupted another print, or stderr is closed
             print("\nstopping at the next safe point; once more ends at once", file=sys.stderr, flush=True)
 
 
 def command(base: pathlib.Path, names: Sequence[str], defined: Iterable[flags.Flag]) -> str:
-    """The command that goes on with a run.
+    """Return the command that resumes a run.
 
     Args:
       base: its folder.

@@ -21,7 +21,7 @@ SMALL = 8  # a last batch of less than this part of a whole one is small
 def plans(
     found: Iterable[Mapping[Trial, tuple[RoundSpec, ...]]], dataset: Callable[[str], Dataset], devices_per_lane: int = 1
 ) -> None:
-    """Checks every phase of every member of every experiment; loads the data sets that they need.
+    """Check every round of every trial of every experiment; load the data sets that they need.
 
     Raises:
       UsageError: a model that does not take a data set's inputs, a source whose inputs are not the target's, devices
@@ -53,7 +53,7 @@ def plans(
 
 
 def _tell_of_small_batches(phases):
-    """Logs a line where an epoch's last batch is so small that BatchNorm's running statistics are much its own."""
+    """Log a line where an epoch's last batch is so small that BatchNorm's running statistics are much its own."""
     found = {
         (p.num_visible, p.settings.batch_size) for p in phases if choices.NETWORKS[p.settings.model].has_statistics
     }
@@ -68,7 +68,7 @@ def _tell_of_small_batches(phases):
 
 
 def _tell_of_thresholds(found, dataset):
-    """Logs a line where guessing the commonest class reaches the training accuracy that ends a round."""
+    """Log a line where guessing the commonest class reaches the training accuracy that ends a round."""
     for name, threshold in sorted({(s.dataset, s.train_accuracy) for s in found if s.epochs is None}):
         labels = np.asarray(dataset(name).labels)
         share = np.bincount(labels).max() / len(labels)

@@ -1,4 +1,4 @@
-"""What an experiment is: data, not code."""
+"""The declarative description of an experiment."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,11 +7,11 @@ from experiments.config.settings import RestartSetting, Settings
 
 
 class RoundSpec(NamedTuple):
-    """One round of an experiment; a restart comes before it, save before the first."""
+    """One round of an experiment; a restart precedes each but the first."""
 
     settings: Settings  # in force in this round
     num_visible: int  # samples that have arrived
-    epochs: int | None = None  # exactly so many; None as the settings say
+    epochs: int | None = None  # exactly so many; None: as in the settings
 
 
 Schedule = Callable[[Settings, RestartSetting, Callable[[str], int]], tuple[RoundSpec, ...]]
@@ -22,11 +22,11 @@ class Experiment(NamedTuple):
 
     name: str
     paper: str  # which tables and figures
-    summary: str  # one line: what it shows
-    schedule: Schedule  # (settings, cell, training samples of a data set by name) -> what happens in each round
+    summary: str  # one line: its result
+    schedule: Schedule  # (settings, cell, training samples of a data set by name) -> the rounds
     presets: Mapping[str, Mapping[str, Any]]  # "quick" and "paper": settings, under "vary" those that vary (see `grid`)
-    figures: tuple[tuple[str, Mapping[str, Any]], ...]  # functions of `experiments.plotting` and their arguments
+    figures: tuple[tuple[str, Mapping[str, Any]], ...]  # functions of `experiments.reporting.plotting`, with arguments
     over: tuple[str, ...] = ()  # settings that the figures are drawn over: columns of results.csv in any case
-    claims: tuple[int, ...] = ()  # of `experiments.claims`
+    claims: tuple[int, ...] = ()  # of `experiments.reporting.claims`
     gradient_norms: bool = False  # of old and new data after each epoch of the second round, into curves.csv
     similarity: bool = False  # of each round's solution to its start: more columns of results.csv

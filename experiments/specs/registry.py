@@ -1,4 +1,4 @@
-"""Name -> experiment."""
+"""The experiments by name."""
 
 import importlib
 import re
@@ -16,10 +16,10 @@ EXPERIMENTS = {name: importlib.import_module(f"experiments.specs.{name}").EXPERI
 
 
 def get(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the experiment of a name.
 
     Raises:
-      UsageError: there is none; names the nearest.
+      UsageError: there is none; suggests the nearest.
     """
     if name not in EXPERIMENTS and (shown := _showing(name)):
         raise UsageError(f"unknown --experiment={name}; what the paper shows there is --experiment={','.join(shown)}")
@@ -28,12 +28,12 @@ def get(name: str) -> Experiment:
 
 
 def _showing(text):
-    """The experiments of a figure or table of the paper: `figure 7`, `Table2`."""
+    """Return the experiments of a figure or table of the paper: `figure 7`, `Table2`."""
     asked = re.fullmatch(r"(fig|tab)\w*?[ ._]*(\d+)", text.lower())
     return [e.name for e in EXPERIMENTS.values() if asked and asked[1] in e.paper.lower() and _has(e.paper, asked[2])]
 
 
 def _has(paper, number):
-    """Whether `Figures 9, 27-31` has the number."""
+    """Return whether a text such as `Figures 9, 27-31` contains the number."""
     ranges = (part.split("-") for part in re.findall(r"\d+(?:-\d+)?", paper))
     return any(int(ends[0]) <= int(number) <= int(ends[-1]) for ends in ranges)

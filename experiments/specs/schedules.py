@@ -1,4 +1,4 @@
-"""How samples arrive in the experiments: what happens in each round."""
+"""The schedules of the experiments: the rounds, and how many samples have arrived in each."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ Sizes = Callable[[str], int]
 
 
 def online(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[RoundSpec, ...]:
-    """k samples more in each round (Section 2.2): 1,000, or a sixteenth of a small data set."""
+    """Schedule k more samples in each round (Section 2.2): 1,000, or a sixteenth of a small data set."""
     del cell
     count = num_train(settings.dataset)
     default = 1_000 if count >= SMALL else -(-count // 16)
@@ -24,7 +24,7 @@ def online(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[
 
 
 def two_phase(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[RoundSpec, ...]:
-    """A fraction of the samples, then all of them (Section 2.1); the first phase may have settings of its own."""
+    """Schedule a fraction of the samples, then all (Section 2.1); the first phase may have settings of its own."""
     del cell
     if settings.trained != "all" and settings.optimizer_state == "keep":
         raise UsageError(
@@ -40,7 +40,7 @@ def two_phase(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tup
 
 
 def long_run(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[RoundSpec, ...]:
-    """Half, then all, for exactly so many epochs each; random init has all from the start, as long (Figure 1)."""
+    """Schedule half, then all, for exactly so many epochs each; random init has all, for as many in sum (Figure 1)."""
     phases = two_phase(settings, cell, num_train)
     if settings.epochs is None:
         raise UsageError("figure1 trains exactly so many epochs: give --epochs")
@@ -50,19 +50,19 @@ def long_run(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tupl
 
 
 def static(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[RoundSpec, ...]:
-    """All samples in each of `--rounds` rounds (Figure 12)."""
+    """Schedule all samples in each of `--rounds` rounds (Figure 12)."""
     del cell
     return (RoundSpec(settings, _all(settings, num_train)),) * (settings.rounds or 20)
 
 
 def untrained(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[RoundSpec, ...]:
-    """All samples to convergence, then a restart after which nothing is trained (Figure 6)."""
+    """Schedule all samples to convergence, then a restart after which nothing is trained (Figure 6)."""
     phases = static(replace(settings, rounds=2), cell, num_train)
     return (phases[0], phases[1]._replace(epochs=0))
 
 
 def pretraining(settings: Settings, cell: RestartSetting, num_train: Sizes) -> tuple[RoundSpec, ...]:
-    """All samples of the source, then a fraction of the target's (Section 4.2)."""
+    """Schedule all samples of the source, then a fraction of the target's (Section 4.2)."""
     del cell
     source = replace(settings, dataset=settings.source)
     count = max(1, int(settings.fraction * _all(settings, num_train)))
@@ -70,7 +70,7 @@ def pretraining(settings: Settings, cell: RestartSetting, num_train: Sizes) -> t
 
 
 def _all(settings, num_train):
-    """All training samples; how many arrive in a round is no choice here."""
+    """Return the number of all training samples; raise a UsageError where `samples_per_round` is given."""
     if settings.samples_per_round is not None:
         raise UsageError("--samples_per_round only fits the online experiments, here the rounds' samples are given")
     return num_train(settings.dataset)

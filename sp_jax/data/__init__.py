@@ -21,7 +21,7 @@ EMBEDDED = {make.__name__: make for make in (mixture, mixture_source, textures, 
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
-    """A data set by name: an embedded synthetic one, or images or texts with labels of TensorFlow Datasets.
+    """Load a data set by name: an embedded synthetic one, or labelled images or texts of TensorFlow Datasets.
 
     Args:
       name: `mixture`, `mixture_source`, `textures`, `reviews`, or TFDS's name, as `cifar10`.

@@ -1,4 +1,4 @@
-"""The arrival of data: which third is held out, in which order the rest arrives, how much has arrived in each round."""
+"""The arrival of data: which third is held out, the order of arrival of the rest, how much each round has."""
 
 import chex
 import jax
@@ -8,13 +8,13 @@ from sp_jax.random import Purpose, key_for
 
 
 def num_training(num_samples: int) -> int:
-    """How many samples are fitted (Section 2.1): two thirds, rounded down (CIFAR-10: 33,333 of 50,000)."""
+    """Return how many samples are fitted (Section 2.1): two thirds, rounded down (CIFAR-10: 33,333 of 50,000)."""
     return 2 * num_samples // 3
 
 
 def split(seed: chex.Numeric, num_samples: int) -> tuple[chex.Array, chex.Array]:
-    """A seed's own random third for validation ("a held-out, randomly-chosen third of available data", Section 2.1)
-    and its own order of arrival.
+    """Draw a seed's random third for validation ("a held-out, randomly-chosen third of available data", Section 2.1)
+    and its order of arrival.
 
     Args:
       seed: int scalar, may be traced.
@@ -29,7 +29,7 @@ def split(seed: chex.Numeric, num_samples: int) -> tuple[chex.Array, chex.Array]
 
 
 def online(num_train: int, samples_per_round: int) -> tuple[int, ...]:
-    """Batch online learning (Section 2.2): k more samples each round, the last round takes what is left.
+    """Return the arrivals of batch online learning (Section 2.2): k more samples each round, the rest in the last.
 
     >>> online(33_333, 1_000)[-2:], len(online(33_333, 1_000))
     ((33000, 33333), 34)
@@ -52,7 +52,7 @@ def online(num_train: int, samples_per_round: int) -> tuple[int, ...]:
 
 
 def two_phase(num_train: int) -> tuple[int, ...]:
-    """Two phases (Section 2.1): half of the training samples, then all of them.
+    """Return the arrivals of two phases (Section 2.1): half of the training samples, then all of them.
 
     >>> two_phase(33_333)
     (16666, 33333)

@@ -22,7 +22,7 @@ NAMES = ("inputs", "labels")
 
 
 def fingerprint(files: Sequence[pathlib.Path]) -> str:
-    """Names a version of some files by their paths, sizes and times, so that a changed file is decoded again."""
+    """Return a hash of some files' paths, sizes and modification times, so that a changed file is decoded again."""
     stats = [
         (str(path), path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else str(path) for path in files
     ]
@@ -30,12 +30,12 @@ def fingerprint(files: Sequence[pathlib.Path]) -> str:
 
 
 def arrays(cache_dir: str | None, key: str, decode: Callable[[], Arrays]) -> Arrays:
-    """The cached arrays of a key; where there are none, or damaged ones, decodes and caches them.
+    """Return the cached arrays of a key; decode and cache them where they are missing or damaged.
 
     Args:
       cache_dir: by default `$XDG_CACHE_HOME/sp_jax` or `~/.cache/sp_jax`; made where it is missing.
       key: a file name, so that nothing is written elsewhere.
-      decode: gives the inputs [N, ...] and the labels [N].
+      decode: returns the inputs [N, ...] and the labels [N].
 
     Returns:
       Inputs and labels, memory-mapped, read-only; in memory where the cache cannot be written (which is logged).
@@ -83,7 +83,7 @@ def _write(folder, decoded):
             _flush(file)
         try:
             unfinished.replace(folder)
-        except OSError:  # there is one: damaged, or another process has been quicker
+        except OSError:  # it exists already: damaged, or written by another process
             if not _is_sound(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.replace(folder)

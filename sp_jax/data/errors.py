@@ -1,5 +1,5 @@
-"""The one error of this room."""
+"""The error that `sp_jax.data` raises."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be had; the message is one line: what was wrong, what was expected, what to do."""
+    """A data set that cannot be loaded; the message is one line: what was wrong, what was expected, what to do."""

@@ -1,4 +1,4 @@
-"""Paths that a user typed."""
+"""Paths given by the user."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ from sp_jax.data.errors import DataError
 
 
 def expand(what: str, path: str) -> pathlib.Path:
-    """A path with its `~` expanded.
+    """Expand the `~` of a path.
 
     Args:
       what: where it comes from, as `--data_dir`, for the message.
@@ -16,7 +16,7 @@ def expand(what: str, path: str) -> pathlib.Path:
       The path; it need not exist.
 
     Raises:
-      DataError: it can be no path: a user that is not known, a character or a length that no file system takes.
+      DataError: it is not a valid path: an unknown user, a character or a length that no file system accepts.
     """
     try:
         if "\0" in str(path):

@@ -9,9 +9,9 @@ NUM_CLASSES, CLUSTERS, DIMENSIONS, NUM_SAMPLES = 10, 30, 64, 6_000
 
 
 def mixture() -> Dataset:
-    """10 classes of 30 clusters each: centres N(0, I) in 64 dimensions, samples centre + N(0, I), divided by sqrt(2).
+    """Draw 10 classes of 30 clusters each: centres N(0, I) in 64 dimensions, samples (centre + N(0, I)) / sqrt(2).
 
-    Synthetic, and always the same: drawn from a fixed key. A sample belongs to any cluster with equal chance.
+    Synthetic, and always the same: drawn from a fixed key. A sample belongs to each cluster with equal probability.
 
     Returns:
       A `Dataset` of 6,000 float32 images [8, 8, 1] of mean 0 and variance 1, in NumPy arrays.
@@ -21,7 +21,7 @@ def mixture() -> Dataset:
 
 
 def mixture_source() -> Dataset:
-    """A related mixture to pre-train on (Section 4.2): `mixture`'s centres, each moved half as far as it is from 0.
+    """Draw a related mixture to pre-train on (Section 4.2): `mixture`'s centres, each moved by 0.5 · N(0, I), rescaled.
 
     Returns:
       A `Dataset` like `mixture`'s, of the same classes; centres are again of variance 1.

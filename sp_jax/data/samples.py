@@ -1,4 +1,4 @@
-"""What samples must be: of one shape, finite, with labels in range. What is odd, but trains, gets a line in the log."""
+"""Validation of samples: one shape, finite, labels in range. A suspicious class distribution is only logged."""
 
 import logging
 
@@ -12,17 +12,17 @@ from sp_jax.types import Dataset
 
 logger = logging.getLogger(__name__)
 
-ROWS = 65_536  # looked at at a time: memory-mapped inputs are never held whole
+ROWS = 65_536  # checked at a time: memory-mapped inputs are never held in memory as a whole
 
 
 def check(data: Dataset) -> None:
-    """Looks at all of a data set; what another host holds is not looked at.
+    """Check all of a data set; arrays partly held by other hosts are not checked.
 
     Args:
-      data: its inputs are numbers [N, ...], uint8 ones need no look.
+      data: its inputs are numbers [N, ...]; integers are not checked for finite values.
 
     Raises:
-      DataError: what `check_samples` finds, or labels that are none of the classes.
+      DataError: as `check_samples`, or labels of no class.
     """
     if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in (data.inputs, data.labels)):
         return
@@ -34,7 +34,7 @@ def check(data: Dataset) -> None:
 
 
 def check_samples(name: str, inputs: chex.Array, labels: chex.Array) -> None:
-    """Raises a DataError where samples are no [N, ...] finite numbers with [N] labels from 0 on."""
+    """Raise a DataError where samples are not [N, ...] finite numbers with [N] labels from 0 on."""
     shapes = f"{np.shape(inputs)} and {np.shape(labels)}"
     if np.ndim(inputs) < 2 or np.shape(labels) != np.shape(inputs)[:1] or not len(labels):
         raise DataError(f"{name} must be of shapes [N, features, ...] and [N] with N >= 1, got {shapes}")
@@ -53,7 +53,7 @@ def _is(array, *kinds):
 
 
 def _tell_of_classes(data):
-    """Logs a line where a class has no sample, or one class has all."""
+    """Log a line where a class has no sample, or one class has all."""
     absent = np.flatnonzero(np.bincount(np.asarray(data.labels), minlength=data.num_classes) == 0)
     if len(absent) == data.num_classes - 1 > 0:
         logger.warning("%s: all samples are of one class, %d: there is nothing to learn", data.name, data.labels[0])

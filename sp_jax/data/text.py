@@ -11,12 +11,12 @@ import numpy as np
 from sp_jax.types import Dataset
 
 VOCABULARY = 8_192  # buckets, 0 of them padding
-TOKENS = 128  # of a text; what follows is cut off
+TOKENS = 128  # of a text; longer texts are cut
 WORD = re.compile(r"[a-z0-9']+")
 
 
 def tokens(text: str | bytes, length: int = TOKENS) -> np.ndarray:
-    """The hashed words of a text, in lower case; the same in every process and on every machine.
+    """Return the hashed words of a text, in lower case; the same in every process and on every machine.
 
     Args:
       text: bytes are UTF-8.
@@ -36,10 +36,10 @@ def tokens(text: str | bytes, length: int = TOKENS) -> np.ndarray:
 
 
 def reviews() -> Dataset:
-    """3,000 synthetic reviews of two classes, always the same: the quick stand-in for IMDB's.
+    """Make 3,000 synthetic reviews of two classes, always the same: a small substitute for IMDB's.
 
-    A review has 7 to 20 words: three or five are for or against (of 40 words each, common and rare ones), `not` before
-    such a word turns it around, the others mean nothing. The label is the side of the majority; one in twenty is wrong.
+    A review has 7 to 20 words: three or five are positive or negative (of 40 words each, common and rare ones), `not`
+    before such a word inverts it, the others are neutral. The label is the majority's; one in twenty is wrong.
 
     Returns:
       A `Dataset` of hashed tokens [3000, 24] int32.
@@ -51,7 +51,7 @@ def reviews() -> Dataset:
 
 
 def _review(rng):
-    """A text and its label."""
+    """Draw a text and its label."""
     score, words = 0, []
     for side in rng.choice([-1, 1], 3 + 2 * rng.randint(2)):  # an odd number: no ties
         negated = rng.random_sample() < 0.2
@@ -64,5 +64,5 @@ def _review(rng):
 
 
 def _rank(rng, count):
-    """A rank below `count`, low ones more often."""
+    """Draw a rank below `count`, low ones more often."""
     return int(count * rng.random_sample() ** 2)

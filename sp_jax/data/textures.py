@@ -1,4 +1,4 @@
-"""Small synthetic images for networks with convolutions: what counts is a motif, wherever it is."""
+"""Small synthetic images for convolutional networks: the class is that of a motif, at any position."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ NUM_CLASSES, MOTIFS, SIZE, SIDE, NUM_SAMPLES = 10, 3, 4, 8, 3_000
 
 
 def textures() -> Dataset:
-    """10 classes of 3 motifs each, 4x4 pixels of N(0, 1): an image holds one motif twice, at places of its own (the
-    edges meet), and noise N(0, 0.3²); scaled to variance 1.
+    """Draw 10 classes of 3 motifs each, 4x4 pixels of N(0, 1): an image has one motif twice, at random positions
+    (wrapped around the edges), and noise N(0, 0.3²); scaled to variance 1.
 
     Synthetic, and always the same. In `mixture` every pixel has a meaning of its own, which a network that averages
-    over places cannot learn.
+    over positions cannot learn.
 
     Returns:
       A `Dataset` of 3,000 float32 images [8, 8, 1] in NumPy arrays.

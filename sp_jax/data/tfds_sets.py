@@ -30,7 +30,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
-    """The training split of a TFDS data set that has `label`, and `image` (uint8, of one shape) or `text`.
+    """Load the training split of a TFDS data set that has `label`, and `image` (uint8, of one shape) or `text`.
 
     Args:
       name: TFDS's name, with a configuration or version if wanted: `cifar10`, `mnist:3.0.1`.
@@ -62,7 +62,7 @@ def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None
 
 
 def data_folder(data_dir: str | None) -> pathlib.Path:
-    """TFDS's folder: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+    """Return TFDS's folder: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
       DataError: a folder that was named and does not exist.
@@ -93,13 +93,13 @@ def _builder(name, folder):
     except ModuleNotFoundError as error:
         missing = str(error).rsplit("No module named ", 1)[-1].strip("'\"")
         raise DataError(f"data set {name!r} needs the package {missing}: pip install {missing}") from None
-    except Exception as error:  # TFDS raises whatever its parsers raise
+    except Exception as error:  # TFDS's parsers can raise anything
         raise DataError(f"data set {name!r} in {folder} cannot be read: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager
 def _quiet_tfds():
-    """Keeps TFDS's warnings and banners about what it did not find to itself: errors say it better."""
+    """Suppress TFDS's warnings and banners about missing files, which the errors raised here report."""
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
@@ -125,7 +125,7 @@ def _check_features(name, features):
 
 
 def _prepare(name, folder):
-    """Downloads and prepares a data set, in the format that needs no TensorFlow to be read."""
+    """Download and prepare a data set, in the format that needs no TensorFlow to be read."""
     import tensorflow_datasets as tfds
 
     where = f"data set {name!r} is not prepared in {folder}"
@@ -140,13 +140,13 @@ def _prepare(name, folder):
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # network, disk, checksum: TFDS raises whatever its parts raise
+    except Exception as error:  # network, disk, checksum: TFDS can raise anything
         raise DataError(f"{where}, and preparing it failed: {_first_line(error)}") from error
     return builder
 
 
 def _network() -> bool:
-    """Whether the internet can be reached, in seconds (TFDS alone would retry for minutes without a word)."""
+    """Return whether the internet can be reached, within seconds (TFDS would retry silently for minutes)."""
     import requests
 
     try:
@@ -157,7 +157,7 @@ def _network() -> bool:
 
 
 def _decode(name, builder, split, files):
-    """All images [N, H, W, C] uint8 or tokens [N, TOKENS] int32, and labels [N] int32, of a split."""
+    """Decode all images [N, H, W, C] uint8 or tokens [N, TOKENS] int32, and labels [N] int32, of a split."""
     logger.info("decoding %s samples of %s, once", f"{split.num_examples:,}", name)
     count, features = split.num_examples, builder.info.features
     if "image" in features:
@@ -172,7 +172,7 @@ def _decode(name, builder, split, files):
             done += 1
     except DataError:
         raise
-    except Exception as error:  # the readers raise whatever their parts raise
+    except Exception as error:  # the readers can raise anything
         unreadable = [path for path in files if not _readable(path)] or files
         damaged = unreadable[0] if len(unreadable) == 1 else unreadable[0].parent
         raise DataError(
@@ -206,7 +206,7 @@ def _examples(name, builder, count) -> Iterator[dict]:
 
 
 def _readable(path) -> bool:
-    """Whether a record file can be read to its end; other formats than array_record only say whether it exists."""
+    """Return whether a record file can be read to its end; for formats other than array_record, whether it exists."""
     if not path.is_file() or ".array_record" not in path.name:
         return path.is_file()
     from array_record.python import array_record_module

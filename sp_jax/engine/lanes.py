@@ -14,13 +14,13 @@ from sp_jax.types import HParams
 
 
 def make_lanes(seeds: Sequence[int], hparams: HParams, convergence: Convergence, num_samples: int) -> Lane:
-    """The lanes of one setting, one for each seed.
+    """Make the lanes of one setting, one for each seed.
 
     Args:
       seeds: L non-negative integers.
       hparams: scalars, the same for all lanes.
       convergence: scalars, the same for all lanes.
-      num_samples: N, of the data set; each seed splits and orders them by itself.
+      num_samples: N, of the data set; each seed has its own split and order of them.
 
     Returns:
       A `Lane` of [L, ...] NumPy arrays.
@@ -31,7 +31,7 @@ def make_lanes(seeds: Sequence[int], hparams: HParams, convergence: Convergence,
 def lanes_of(
     seeds: Sequence[int], hparams: HParams, convergence: Convergence, order: chex.Array, validation: chex.Array
 ) -> Lane:
-    """Lanes on samples that someone else has put in order.
+    """Make lanes on samples whose order is given.
 
     Args:
       seeds: L non-negative integers.
@@ -49,7 +49,7 @@ def lanes_of(
 
 
 def _repeat(record, count):
-    """Each field of a record as often as there are lanes, in the dtype of its default."""
+    """Repeat each field of a record for all lanes, in the dtype of its default."""
     dtypes = {bool: bool, int: np.int32, float: np.float32}
     fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in fields_of(record)}
     return record.replace(**fields)
@@ -61,6 +61,6 @@ def _split(seeds, num_samples):
 
 
 def check_count(name: str, value: int) -> None:
-    """Raises a ValueError where a count is no whole number of at least 1."""
+    """Raise a ValueError where a count is no whole number of at least 1."""
     if not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")

@@ -1,7 +1,7 @@
-"""How many lanes a device should train at once: measured, as no rule fits all networks and devices.
+"""The number of lanes that a device should train at once: measured, as no rule fits all networks and devices.
 
-Lanes side by side (`vmap`) fill a device that one lane leaves idle; but a ResNet's become grouped convolutions, which
-some devices run slowly, and memory is there for so many only.
+Lanes side by side (`vmap`) use a device that one lane cannot fill; but a ResNet's convolutions become grouped ones,
+which some devices run slowly, and memory limits their number.
 """
 
 import logging
@@ -20,16 +20,16 @@ from sp_jax.types import HParams
 
 logger = logging.getLogger(__name__)
 
-BATCHES = 8  # of a lane's epoch that is timed
-STEP = 4  # from one number to the next
+BATCHES = 8  # in the epoch of a lane that is timed
+STEP = 4  # the factor from one number of lanes to the next
 
 
 def fastest(make: Callable[[int], Engine], most: int, clock: Callable[[], float] = time.perf_counter) -> Engine:
-    """The engine that trains most samples a second: tries 1, 4, 16, … lanes side by side while each is faster.
+    """Return the engine that trains most samples a second: try 1, 4, 16, … lanes side by side while each is faster.
 
     Args:
-      make: makes the engine with so many lanes side by side.
-      most: of them on a device.
+      make: makes the engine with a given number of lanes side by side.
+      most: the largest number of lanes side by side on a device.
       clock: seconds.
 
     Returns:
@@ -37,7 +37,7 @@ def fastest(make: Callable[[int], Engine], most: int, clock: Callable[[], float]
 
     Raises:
       ValueError: `most` is below 1.
-      jax.errors.JaxRuntimeError: there is not even memory for one lane.
+      jax.errors.JaxRuntimeError: memory does not suffice for one lane.
     """
     check_count("most", most)
     best, best_rate, count = None, 0.0, 1
@@ -54,7 +54,7 @@ def fastest(make: Callable[[int], Engine], most: int, clock: Callable[[], float]
 
 
 def _measured(make, count, clock):
-    """An engine and its samples/s, 0 where memory is exhausted and fewer lanes are to be had."""
+    """Return an engine and its samples/s; None and 0 where memory is exhausted with more than one lane."""
     try:
         engine = make(count)
         return engine, _rate(engine, clock)
@@ -65,7 +65,7 @@ def _measured(make, count, clock):
 
 
 def _rate(engine, clock):
-    """Of a short epoch of all lanes, the second time; the same on all hosts."""
+    """Return the samples/s of a short epoch of all lanes, run for the second time; the same on all hosts."""
     count = len(engine.data.labels)
     hosts_lanes = make_lanes(range(engine.num_lanes), HParams(), Convergence.exactly(1), count)
     lanes, samples = engine.place(hosts_lanes), min(BATCHES * engine.trainer.batch_size, hosts_lanes.order.shape[1])

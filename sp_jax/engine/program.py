@@ -1,4 +1,4 @@
-"""A function of one lane as a program of all lanes on all devices; and which lane goes where."""
+"""Programs, which run a function of one lane over all lanes on all devices; and the assignment of lanes to slots."""
 
 import time
 from collections.abc import Callable
@@ -17,15 +17,17 @@ class Program:
     """A function of one lane, over all lanes and devices; compiled ahead of time at its first call, and never again.
 
     A device takes its lanes in batches: those of a batch run side by side (`vmap`), the batches one after the other,
-    and a batch without an active lane costs nothing. Devices know nothing of each other, so each stops by itself.
+    and a batch without an active lane costs nothing. Devices do not communicate, so each stops independently.
     """
 
     def __init__(self, function: Callable, mesh: jax.sharding.Mesh, *, side_by_side: int, donate: bool = False):
-        """Args:
-        function: `function(lane, carry, *shared)`, of one lane.
-        mesh: of axes `lanes` and `batch`.
-        side_by_side: lanes of a batch.
-        donate: whether the carry gives its buffers to the result.
+        """Wrap the function; compile nothing yet.
+
+        Args:
+          function: `function(lane, carry, *shared)`, of one lane.
+          mesh: of axes `lanes` and `batch`.
+          side_by_side: lanes of a batch.
+          donate: whether the result reuses the buffers of the carry.
         """
 
         def on_device(lanes, carries, shared):
@@ -49,7 +51,7 @@ class Program:
 
     @property
     def bytes(self) -> int:
-        """What it needs on each device, arguments and results included; 0 where it is not compiled yet."""
+        """The bytes needed on each device, arguments and results included; 0 where it is not compiled yet."""
         if self._compiled is None:
             return 0
         needs = self._compiled.memory_analysis()
@@ -57,7 +59,7 @@ class Program:
         return held + needs.temp_size_in_bytes
 
     def __call__(self, lanes, carry, *shared):
-        """`lanes` and `carry` are pytrees of [slots, ...], always the same number of slots; all share `shared`."""
+        """Run it: `lanes` and `carry` are pytrees of [slots, ...], of a fixed number of slots; all share `shared`."""
         if self._compiled is None:
             start = time.monotonic()
             self._compiled = self._jitted.lower(lanes, carry, shared).compile()
@@ -66,7 +68,7 @@ class Program:
 
 
 def _unless_idle(function, lanes, carries, shared):
-    """The function of each lane of a batch, or zeros where none of them is active."""
+    """Apply the function to each lane of a batch, or return zeros where none of them is active."""
 
     def each(lanes, carries):
         if lanes.active.shape[0] > 1:
@@ -81,9 +83,9 @@ def _unless_idle(function, lanes, carries, shared):
 
 
 def regrouped(running: np.ndarray, num_devices: int, side_by_side: int) -> np.ndarray | None:
-    """An order of the slots in which running lanes fill whole batches, dealt evenly to the devices.
+    """Return an order of the slots in which running lanes fill whole batches, distributed evenly over the devices.
 
-    Lanes that have stopped cost nothing where a whole batch of them has; so when some have, the others move together.
+    Lanes that have stopped cost nothing only where their whole batch has stopped; so the running ones are regrouped.
 
     >>> regrouped(np.array([True, False, False, False, True, False, True, True]), num_devices=2, side_by_side=2)
     array([0, 4, 1, 2, 6, 7, 3, 5])
@@ -94,7 +96,8 @@ def regrouped(running: np.ndarray, num_devices: int, side_by_side: int) -> np.nd
       side_by_side: so do those of a batch.
 
     Returns:
-      [slots]: which slot's lane moves to each slot; None where it would spare no device a batch.
+      [slots]: which slot's lane moves to each slot; None where it would not lower the largest number of running batches
+      on a device.
     """
     busy = running.reshape(num_devices, -1, side_by_side).any(axis=2)
     needed = -(-int(running.sum()) // side_by_side)
@@ -108,7 +111,7 @@ def regrouped(running: np.ndarray, num_devices: int, side_by_side: int) -> np.nd
 
 
 def pad(lanes: chex.ArrayTree, slots: int) -> chex.ArrayTree:
-    """Repeats the last lane of a pytree of [L, ...] until there are so many."""
+    """Repeat the last lane of a pytree of [L, ...] until there are `slots` of them."""
 
     def repeat(x):
         numpy = jnp if isinstance(x, jax.Array) else np
@@ -119,7 +122,7 @@ def pad(lanes: chex.ArrayTree, slots: int) -> chex.ArrayTree:
 
 
 def put(tree, mesh, spec):
-    """Puts a pytree on the devices of a mesh; each host takes its part of what all of them have."""
+    """Put a pytree, which all hosts have, on the devices of a mesh; each host puts the part of its own devices."""
     sharding = NamedSharding(mesh, spec)
 
     def put_leaf(x):
@@ -131,7 +134,7 @@ def put(tree, mesh, spec):
 
 
 def to_host(x):
-    """A NumPy array of all of it, whichever host holds it."""
+    """Return an array as a whole, as NumPy's, whichever hosts hold its parts."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)

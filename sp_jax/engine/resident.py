@@ -1,7 +1,7 @@
-"""The programs of one static configuration: one lane's functions over all lanes and devices, compiled once.
+"""The engine for data that lie on the devices: one lane's functions over all lanes and devices, compiled once.
 
-Seed, λ, σ, learning rate, weight decay, convergence, round and number of samples are all traced: no setting of theirs
-compiles again.
+Seed, λ, σ, learning rate, weight decay, convergence, round and number of samples are all traced: changing them does not
+compile again.
 """
 
 import functools
@@ -32,7 +32,7 @@ CHUNK_SECONDS = 2.0  # about how long the device works before the host gets cont
 class Engine:
     """The programs of one static configuration (model, data, optimiser, batch size) on some devices."""
 
-    resumes_mid_epoch = False  # with a round that was left in the middle of an epoch
+    resumes_mid_epoch = False  # whether it can resume a round in the middle of an epoch
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Engine:
         side_by_side: int | None = None,
         devices_per_lane: int = 1,
     ):
-        """Puts the data on the devices.
+        """Put the data on the devices.
 
         Args:
-          trainer: the static side of training.
+          trainer: the static configuration.
           data: all samples; a copy goes to each device.
-          num_lanes: the most lanes of a call; where there are fewer, idle ones fill up, which cost nothing.
+          num_lanes: the most lanes of a call; where there are fewer, idle lanes, which cost nothing, pad them.
           devices: all by default; never more than the lanes can use.
           side_by_side: how many lanes a device trains at once (`vmap`), the others after them; by default one on a CPU,
             and all of a device's on an accelerator, which one lane does not fill.
@@ -57,9 +57,9 @@ class Engine:
             statistics of BatchNorm are those of the whole batch.
 
         Raises:
-          ValueError: samples that are not as they must be, a model whose logits are fewer than the classes, a count
+          ValueError: samples that are not valid, a model whose logits are fewer than the classes, a count
             below 1; the trainer's method re-draws hidden units, and its model has no `links`; the devices or the batch
-            cannot be divided so.
+            cannot be divided evenly.
         """
         check_method(trainer.method, trainer.model)
         counts = {"batch_size": trainer.batch_size, "num_lanes": num_lanes, "side_by_side": side_by_side or 1}
@@ -81,7 +81,7 @@ class Engine:
         self.data = self._hold(data)
         self._rate = 0.0  # lane-samples/s, as last measured
         self.used = self.spent = 0  # epochs that lanes needed, and that devices had time for, until the slowest stopped
-        self._compiled: dict[tuple, Program] = {}  # restarts and measures, by what is run on which kind of state
+        self._compiled: dict[tuple, Program] = {}  # restarts and measures, by the function and the structure of states
         self._init = self._program(self._init_lane)
         self._train = self._program(self._train_lane, donate=True)
         self._evaluate = self._program(self._evaluate_lane)
@@ -89,26 +89,26 @@ class Engine:
 
     @property
     def compile_seconds(self) -> float:
-        """How long compiling took so far, all programs together."""
+        """The compile time so far, of all programs together."""
         return sum(program.compile_seconds for program in self._programs())
 
     @property
     def program_bytes(self) -> int:
-        """What the largest program that was compiled so far needs on each device, data and states included."""
+        """The bytes that the largest program compiled so far needs on each device, data and states included."""
         return max(program.bytes for program in self._programs())
 
     @property
     def _slots(self):
-        """Lanes of a call, idle ones included: whole batches on each row of devices."""
+        """The number of lanes of a call, idle ones included: whole batches on each row of devices."""
         each = self._rows * self.side_by_side
         return -(-self.num_lanes // each) * each
 
     def _hold(self, data):
-        """A copy of all samples on each device."""
+        """Copy all samples to each device."""
         return put(data, self.mesh, PartitionSpec())
 
     def place(self, lanes):
-        """Puts a pytree of [L, ...], L at most `num_lanes`, on the devices; idle copies of the last lane fill up."""
+        """Put a pytree of [L, ...], L at most `num_lanes`, on the devices, padded with idle copies of the last lane."""
         count = len(jax.tree.leaves(lanes)[0])
         if not 1 <= count <= self._slots:
             raise ValueError(f"this engine has room for 1 to {self.num_lanes} lanes, got {count}")
@@ -120,16 +120,16 @@ class Engine:
         return put(padded, self.mesh, PartitionSpec(LANES))
 
     def fetch(self, lanes, count: int | None = None):
-        """The reverse of `place`: NumPy arrays of [L, ...]; `count` is L, by default `num_lanes`."""
+        """Reverse `place`: return NumPy arrays of [L, ...]; `count` is L, by default `num_lanes`."""
         count = self.num_lanes if count is None else count
         return jax.tree.map(lambda x: to_host(x)[:count], lanes)
 
     def init(self, lanes: Lane) -> TrainState:
-        """The first initialisation of each lane."""
+        """Draw the first initialisation of each lane."""
         return self._init(lanes, (), np.int32(0))
 
     def shapes(self, lanes: Lane) -> TrainState:
-        """The shapes and dtypes of the lanes' states, as `jax.ShapeDtypeStruct`."""
+        """Return the shapes and dtypes of the lanes' states, as `jax.ShapeDtypeStruct`."""
         return jax.eval_shape(jax.vmap(lambda lane: self._init_lane(lane, (), 0)), lanes)
 
     def begin(
@@ -140,7 +140,7 @@ class Engine:
         round_: int,
         num_visible: int,
     ) -> Progress:
-        """Restarts each lane before a round (Section 4); `restarts.no_restart` goes on with the state as it is.
+        """Restart each lane before a round (Section 4); `restarts.no_restart` continues with the state as it is.
 
         Args:
           lanes: as placed.
@@ -186,12 +186,12 @@ class Engine:
         on_chunk: Callable[[Progress, Callable[[], Progress]], None] | None = None,
         on_epoch: Callable[[Progress], None] | None = None,
     ) -> Progress:
-        """Trains all lanes until each has stopped, in chunks of about `CHUNK_SECONDS`; lanes that have stopped make
-        room for the others.
+        """Train all lanes until each has stopped, in chunks of about `CHUNK_SECONDS`; running lanes are regrouped as
+        others stop.
 
         Args:
           lanes: as placed.
-          progress: from `begin`, or where a round was left, as placed; its buffers are reused.
+          progress: from `begin`, or of an interrupted round, as placed; its buffers are reused.
           round_: counted from 1.
           num_visible: how many samples have arrived.
           on_chunk: called after each chunk with the progress, state left out, and a function that fetches all of it
@@ -203,9 +203,9 @@ class Engine:
           The progress, no lane `RUNNING`.
 
         Raises:
-          CheckpointError: the round was left in the middle of an epoch, which `StreamedEngine` alone goes on with.
+          CheckpointError: the round was interrupted in the middle of an epoch; only `StreamedEngine` can resume it.
         """
-        home, active = np.arange(self._slots), to_host(lanes.active)  # where each slot's lane belongs
+        home, active = np.arange(self._slots), to_host(lanes.active)  # the original slot of each slot's lane
         before, running = self._summary(progress), active & (to_host(progress.stop_reason) == StopReason.RUNNING)
         if before.samples.any() and not self.resumes_mid_epoch:
             raise CheckpointError("the round was left in the middle of an epoch of a stream: go on with --stream")
@@ -235,41 +235,41 @@ class Engine:
         return progress
 
     def _chunks(self, lanes, progress, round_, num_visible, epoch_limit):
-        """Trains up to an epoch and yields the progress then; a stream's engine in the middle of long epochs too."""
+        """Train up to an epoch and yield the progress; a streamed engine yields in the middle of long epochs too."""
         yield self._train(lanes, progress, self.data, np.int32(round_), np.int32(num_visible), np.int32(epoch_limit))
 
-    def _fill(self, samples):
-        """How often so many samples, of all running lanes together, fill a chunk; the same on all hosts."""
-        count = max(1, int(CHUNK_SECONDS * self._rate / samples)) if self._rate else 1
+    def _fill(self, num_samples):
+        """Return how many passes over so many samples, of all running lanes, fill a chunk; the same on all hosts."""
+        count = max(1, int(CHUNK_SECONDS * self._rate / num_samples)) if self._rate else 1
         if jax.process_count() > 1:
             count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
         return count
 
     def _clock(self):
-        """Seconds, those of compiling left out."""
+        """Return a monotonic time in seconds, without the time spent compiling."""
         return time.monotonic() - self.compile_seconds
 
     @staticmethod
     def _summary(progress):
-        """All but the state, on the host."""
+        """Return the progress without its state, on the host."""
         return jax.tree.map(to_host, progress.replace(state=None))
 
     def _book(self, before, after, num_visible, seconds):
-        """Measures a chunk: its speed, the epochs that lanes needed, and those that the devices had time for."""
-        epochs, samples = after.epoch - before.epoch, after.samples - before.samples
-        self._rate = (epochs.sum() * num_visible + samples.sum()) / max(seconds, 1e-9)
+        """Record a chunk: its speed, the epochs that lanes needed, and those that the devices had time for."""
+        epochs, part = after.epoch - before.epoch, after.samples - before.samples
+        self._rate = (epochs.sum() * num_visible + part.sum()) / max(seconds, 1e-9)
         batches = epochs.reshape(self._rows, -1, self.side_by_side).max(axis=2)
         self.used += int(epochs.sum())
         self.spent += int(batches.sum(axis=1).max()) * self._rows * self.side_by_side
 
     def _move(self, lanes, order):
-        """Gives the lanes other slots: `order[i]` moves to slot i."""
+        """Permute the lanes' slots: `order[i]` moves to slot i."""
         split, whole = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(LANES), PartitionSpec()))
         move = jax.jit(_take, in_shardings=(split, whole), out_shardings=split)
         return move(lanes, np.asarray(order, np.int32))
 
     def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
-        """Each lane on its validation samples."""
+        """Evaluate each lane on its validation samples."""
         return self._evaluate(lanes, state, self.data)
 
     @functools.cached_property
@@ -278,7 +278,7 @@ class Engine:
         return divergence.first_lost_sample(self.trainer.model)
 
     def measure(self, function: Callable, lanes: Lane, carry, *shared):
-        """Any function of one lane, on all lanes: `function(lane, carry, data, *shared)` (`sp_jax.diagnostics`).
+        """Run any function of one lane on all lanes: `function(lane, carry, data, *shared)` (`sp_jax.diagnostics`).
 
         Args:
           function: the same object at each call, or it is compiled again.
@@ -302,7 +302,7 @@ class Engine:
 
     @staticmethod
     def _spread(batch):
-        """Spreads the samples of a batch over the devices of a lane."""
+        """Spread the samples of a batch over the devices of a lane."""
         return jax.lax.with_sharding_constraint(batch, PartitionSpec(BATCH))
 
     def _init_lane(self, lane, _, round_):
@@ -313,7 +313,7 @@ class Engine:
             state, fresh = states  # the networks of all restarts are drawn by one program
             key = key_for(lane.seed, Purpose.NOISE, round_)
             hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
-            # Dropped by the compiler where they are not used; a stream sends none where the restart names none.
+            # The compiler drops them where they are not used; a stream sends none where the restart reads none.
             batches = None if data is None else self._batches(lane, data, num_visible)
 
             def apply(state):
@@ -324,7 +324,7 @@ class Engine:
         return begin
 
     def _batches(self, lane, data, num_visible):
-        """All samples in the order of arrival, those that have not arrived masked."""
+        """Return all samples in batches in the order of arrival, those that have not arrived masked."""
         size = min(self.trainer.batch_size, lane.order.shape[0])
         shape = (-(-lane.order.shape[0] // size), size)
         order = jnp.pad(lane.order, (0, shape[0] * size - lane.order.shape[0])).reshape(shape)
@@ -341,7 +341,7 @@ class Engine:
 
 
 def _merge_lane(lane, carry):
-    """One of two progresses."""
+    """Select one of two progresses."""
     del lane
     first, one, other = carry
     return jax.tree.map(partial(jnp.where, first), one, other)
@@ -352,12 +352,12 @@ def _take(lanes, order):
 
 
 def _at_home(home, lanes):
-    """NumPy arrays of [slots, ...] in the order in which the lanes were placed."""
+    """Return NumPy arrays of [slots, ...] in the order in which the lanes were placed."""
     return _take(jax.tree.map(to_host, lanes), np.argsort(home))
 
 
 def _check_indices(lanes, count):
-    """A gather takes the last sample for one that is not there, without a word."""
+    """Raise a ValueError for indices out of range, which a gather would clamp to the last sample without an error."""
     for indices in (lanes.order, lanes.validation):
         if isinstance(indices, np.ndarray) and indices.size and not 0 <= indices.min() <= indices.max() < count:
             found = f"{indices.min()} to {indices.max()}"

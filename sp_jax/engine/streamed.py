@@ -45,7 +45,7 @@ class Fed:
 
 
 def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray, start: int = 0):
-    """A stream of samples in a given order, in blocks of one size.
+    """Stream samples in a given order, in blocks of one size.
 
     Args:
       data: on the host.
@@ -84,7 +84,7 @@ class StreamedEngine(Engine):
     resumes_mid_epoch = True
 
     def __init__(self, trainer: Trainer, data: Dataset, num_lanes: int, *, block_bytes: int = BLOCK_BYTES, **options):
-        """Sends nothing yet.
+        """Set up the programs; send nothing yet.
 
         Args:
           trainer: the static side of training.
@@ -162,7 +162,7 @@ class StreamedEngine(Engine):
         return self.fetch(lanes, self._slots)
 
     def _length(self, batch, count):
-        """Samples of a block: whole batches, no more than there are or than `block_bytes` of all lanes of a device."""
+        """Return the samples of a block: whole batches, no more than there are or than `block_bytes` of all lanes of a device."""
         each = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.data)) * self._slots // self._rows
         return batch * max(1, min(self._block_bytes // (batch * each), -(-count // batch)))
 
@@ -170,19 +170,19 @@ class StreamedEngine(Engine):
         return put(tree, self.mesh, PartitionSpec(LANES))
 
     def _sums(self):
-        """A loss and right predictions of nothing, for each slot."""
+        """Return a loss and a count of correct predictions of 0, for each slot."""
         return self._send((np.zeros(self._slots, jnp.zeros((), float).dtype), np.zeros(self._slots, np.int32)))
 
     def _block(self, inputs, labels):
         return self._send(self.data.replace(inputs=inputs, labels=labels))
 
     def _chosen(self, lanes, indices):
-        """A single block: samples [slots, n] by their indices."""
+        """Send a single block: samples [slots, n] by their indices."""
         with contextlib.closing(blocks(self.data, indices, indices.shape[1], self._host(lanes.active))) as stream:
             return self._block(*next(stream)[1:])
 
     def _over(self, stream, lanes, step, carry):
-        """Steps over the blocks: `step(fed, carry, first) -> (carry, ticket)`; a ticket's block has been worked on.
+        """Step over the blocks: `step(fed, carry, first) -> (carry, ticket)`; a ready ticket's block is done.
 
         While the device works on a block the next one is sent; the one after that waits.
         """
@@ -196,7 +196,7 @@ class StreamedEngine(Engine):
 
     @staticmethod
     def _last(steps):
-        """The carry after all blocks."""
+        """Return the carry after all blocks."""
         for _, carry in steps:
             last = carry
         return last
@@ -238,7 +238,7 @@ class StreamedEngine(Engine):
         return training.epoch_order(key, lane.order, num_visible, -(-lane.order.shape[0] // size) * size)
 
     def _advance_lane(self, fed, progress, first, num_visible, epoch_limit):
-        """The steps of a block, and of the last one the end of the epoch."""
+        """Train the steps of a block; after the last block, end the epoch."""
         lane, length = fed.lane, fed.block.labels.shape[0]
 
         def steps(progress):
@@ -262,7 +262,7 @@ class StreamedEngine(Engine):
     # Evaluation.
 
     def _evaluate_streamed(self, lanes, state, data):
-        """What the resident engine's program does."""
+        """Evaluate as the resident engine's program does."""
         del data
         order, count = self._host(lanes.validation), lanes.validation.shape[1]
         length = self._length(EVALUATION_BATCH, count)
@@ -276,7 +276,7 @@ class StreamedEngine(Engine):
         return self._last(self._over(stream, lanes, step, (self._sums(), None)))[1]
 
     def _evaluate_block(self, fed, carry, first):
-        """The sums with a block's samples, and what they mean once it was the last."""
+        """Add a block's samples to the sums; return them, and the evaluation that they give after the last block."""
         (state, sums), count, length = carry, fed.lane.validation.shape[0], fed.block.labels.shape[0]
         state, here = self.trainer.method.evaluated(state), jnp.minimum(count - first, length)
         sums = training.evaluate_batches(self.trainer.model, state, fed.block, jnp.arange(length), sums, here)
@@ -317,7 +317,7 @@ class StreamedEngine(Engine):
         return begin
 
     def _sweep(self, kind, lanes, state, order, num_visible):
-        """A restart's look at all samples that have arrived, for each state that the method restarts."""
+        """Pass a restart over all samples that have arrived, for each state that the method restarts."""
         data_pass, size = kind[0].data_pass, self._size(lanes)
 
         def restarted(state):
@@ -344,10 +344,10 @@ class StreamedEngine(Engine):
         return self._last(self._over(stream, lanes, step, self._once(("start", *kind), start)(lanes, state)))
 
     def _size(self, lanes):
-        """Samples of a batch that a restart looks at."""
+        """Return the samples of a batch that a restart looks at."""
         return min(self.trainer.batch_size, lanes.order.shape[1])
 
     def _arrival(self, lanes):
-        """The order of arrival, [slots, K * B] with the padding that the resident engine has."""
+        """Return the order of arrival, [slots, K * B] with the padding that the resident engine has."""
         order = self._host(lanes.order)
         return np.pad(order, ((0, 0), (0, -order.shape[1] % self._size(lanes))))

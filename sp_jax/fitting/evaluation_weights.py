@@ -1,5 +1,5 @@
 """The weights that an optimiser keeps for evaluation, beside those that it trains: schedule-free's average (Defazio et
-al. 2024), the tortoise of Hare and Tortoise (Lee et al. 2024)."""
+al. 2024), the slow weights of Hare and Tortoise (Lee et al. 2024)."""
 
 import jax
 from optax import contrib
@@ -12,16 +12,16 @@ _KINDS = (contrib.ScheduleFreeState, HareTortoiseState)
 
 
 def evaluation_state(state: TrainState) -> TrainState:
-    """Returns a state with the weights to score, to predict with and to keep; itself where the optimiser has no others.
+    """Return a state with the weights for evaluation, prediction and saving; itself where the optimiser has no others.
 
     Args:
       state: of one lane, the optimiser's state as its `init` and `update` give it, however nested.
 
     Returns:
-      A `TrainState`; BatchNorm's statistics are those of the trained weights all the same.
+      A `TrainState`; BatchNorm's statistics stay those of the trained weights.
 
     Raises:
-      ValueError: such an optimiser trains a part of the parameters alone.
+      ValueError: such an optimiser trains only a part of the parameters.
     """
     found = keepers(state.opt_state)
     if not found:
@@ -37,7 +37,7 @@ def evaluation_state(state: TrainState) -> TrainState:
 
 
 def keepers(opt_state) -> list:
-    """Returns the parts of an optax state that keep weights for evaluation, from outside to inside."""
+    """Return the parts of an optax state that keep weights for evaluation, the outermost first."""
     found = []
     for each in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, _KINDS)):
         if isinstance(each, _KINDS):

@@ -1,4 +1,4 @@
-"""Which parameters nobody trains: a loss that does not depend on them, an optimiser that does not move them."""
+"""Frozen parameters: those that the loss does not depend on, or that the optimiser does not change."""
 
 from collections.abc import Callable
 
@@ -10,22 +10,22 @@ import optax
 from sp_jax.training import update
 from sp_jax.transforms.filters import is_changeable, path_name
 
-STEPS = 3  # of the optimiser's that are tried: a warm-up may begin at zero
+STEPS = 3  # trial steps of the optimiser: a warm-up may begin at zero
 
 
 def frozen_leaves(
     loss: Callable, optimizer: optax.GradientTransformation, params: chex.ArrayTree, *batch: chex.Array
 ) -> set[str]:
-    """Returns the paths of the parameters that training leaves as they are.
+    """Return the paths of the parameters that training leaves unchanged.
 
     The loss is traced, not run: a leaf behind `stop_gradient` has a gradient that depends on nothing. The optimiser is
-    tried on random gradients: what it does not move in three steps, though it moves others, is frozen.
+    run on random gradients: leaves that it does not change in three steps, while it changes others, are frozen.
 
     Args:
       loss: `loss(params, *batch)`, a scalar.
       optimizer: what trains.
       params: pytree of `jax.ShapeDtypeStruct`.
-      *batch: of `loss`; the same.
+      *batch: further arguments of `loss`, as `jax.ShapeDtypeStruct`.
 
     Returns:
       Paths as `sp_jax.filters` names them; none where all or nothing would be frozen.
@@ -58,7 +58,7 @@ def frozen_leaves(
 
 
 def _depends(jaxpr):
-    """Whether each result depends on any input: booleans."""
+    """Return whether each result depends on any input: booleans."""
     known = {id(var) for var in jaxpr.invars}
     for equation in jaxpr.eqns:
         if any(id(var) in known for var in equation.invars):

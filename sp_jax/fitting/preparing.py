@@ -1,4 +1,4 @@
-"""What `fit_rounds` and `tune_restart` do before the first step: arrays, network and optimiser are looked at."""
+"""Preparation of `fit_rounds` and `tune_restart`: arrays, network and optimiser are checked before the first step."""
 
 import warnings
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Samples = tuple[chex.Array, chex.Array]
 
 
 class Setting(NamedTuple):
-    """What a user chooses, of all rounds."""
+    """The user's choices for all rounds."""
 
     network: Any
     optimizer: optax.GradientTransformation
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 
 def prepare(seeds, hparams, samples: Samples, validation: Samples | None, setting: Setting):
-    """Returns the model, an engine with all samples on the devices, the lanes, and the inputs.
+    """Return the model, an engine with all samples on the devices, the lanes, and the inputs.
 
     Raises:
       ValueError: anything that does not fit; one line.
@@ -45,7 +45,7 @@ def prepare(seeds, hparams, samples: Samples, validation: Samples | None, settin
     if max(seeds) >= 2**31:
         raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {min(seeds)} to {max(seeds)}")
     arrived = as_arrays("inputs and labels", samples)
-    held = tuple(x[:1] for x in arrived)  # one is never none, though nobody asks for it
+    held = tuple(x[:1] for x in arrived)  # without validation one sample, whose evaluation is not reported
     held = held if validation is None else as_arrays("validation", validation)
     ours, theirs = ((np.shape(x)[1:], x.dtype) for x in (arrived[0], held[0]))
     if ours != theirs:
@@ -64,11 +64,11 @@ def prepare(seeds, hparams, samples: Samples, validation: Samples | None, settin
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """Returns an optimiser as optax's own pair of functions: Adam at 0.001 for None, the transformation of a
+    """Return an optimiser as optax's own pair of functions: Adam at 0.001 for None, the transformation of a
     `MultiSteps`.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not an optimiser.
     """
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
@@ -78,7 +78,7 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def _check_step(trainer: Trainer, inputs):
-    """Traces a step: an optimiser that does not run on the network says so in one line, before anything is compiled."""
+    """Trace a step; raise a ValueError of one line, before compiling, where the optimiser does not fit the network."""
     size, optimizer = trainer.batch_size, trainer.optimizer(None)
     batch = (
         jax.ShapeDtypeStruct((size, *inputs.shape[1:]), inputs.dtype),
@@ -93,7 +93,7 @@ def _check_step(trainer: Trainer, inputs):
 
     try:
         state = jax.eval_shape(step, jax.random.key(0), *batch)
-    except Exception as error:  # whatever a stranger's optimiser raises
+    except Exception as error:  # a user's optimiser can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "fast" in reason:
             reason = "optax.lookahead trains optax.LookaheadParams in place of the parameters; leave lookahead out"
@@ -111,10 +111,10 @@ def _check_step(trainer: Trainer, inputs):
 
 
 def untrained(trainer: Trainer, inputs) -> set[str]:
-    """Returns the paths of parameters that nobody trains, and of statistics that no step updates (a frozen part).
+    """Return the paths of parameters that are not trained, and of statistics that no step updates (a frozen part).
 
     Args:
-      trainer: the static side.
+      trainer: the static configuration.
       inputs: [N, ...], for shape and dtype alone.
     """
     model: Model = trainer.model
@@ -130,7 +130,7 @@ def untrained(trainer: Trainer, inputs) -> set[str]:
 
 
 def warn_of_majority(labels, num_visible: int, rule: Convergence) -> None:
-    """Warns where guessing the commonest class already reaches the training accuracy that ends a round.
+    """Warn where predicting the most common class already reaches the training accuracy that ends a round.
 
     Args:
       labels: [N] integers.
@@ -148,7 +148,7 @@ def warn_of_majority(labels, num_visible: int, rule: Convergence) -> None:
 
 
 def check_arrivals(arrivals, count: int) -> list[int]:
-    """Returns the counts of the rounds; raises a ValueError where they do not increase up to the samples there are."""
+    """Return the counts of the rounds; raise a ValueError where they do not increase or exceed the samples."""
     if not (arrivals is None or np.ndim(arrivals) == 1):
         raise ValueError(f"arrivals must be a sequence of counts, got {arrivals}")
     arrivals = [count] if arrivals is None else list(arrivals)
@@ -159,8 +159,8 @@ def check_arrivals(arrivals, count: int) -> list[int]:
 
 
 def as_arrays(name: str, samples: Samples) -> Samples:
-    """Returns inputs and labels as NumPy arrays, in the dtypes of the devices; raises a ValueError where they are none
-    or not finite."""
+    """Return inputs and labels as NumPy arrays, in the dtypes of the devices; raise a ValueError where they are not
+    valid or not finite."""
     if not isinstance(samples, (tuple, list)) or len(samples) != 2:
         raise ValueError(f"{name} must be a pair (inputs, labels), got {type(samples).__name__}")
     try:
@@ -177,13 +177,13 @@ def as_arrays(name: str, samples: Samples) -> Samples:
 
 
 def check_seed(seed):
-    """Raises a ValueError where a seed is no whole number that a device counts to."""
+    """Raise a ValueError where a seed is not a non-negative int32."""
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
         raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {seed!r}")
 
 
 def check_grid(grid):
-    """Raises a ValueError where a grid has no pair, or one out of range."""
+    """Raise a ValueError where a grid has no pair, or one out of range."""
     if np.ndim(grid) != 2 or np.shape(grid)[1] != 2 or not len(grid):
         raise ValueError(f"the grid must have at least one pair (λ, σ), as [(0.6, 0.01)], got {grid!r}")
     for lam, sigma in grid:
@@ -192,7 +192,7 @@ def check_grid(grid):
 
 
 def check_convergence(rule):
-    """Raises a ValueError where a rule could never end a round, or is none."""
+    """Raise a ValueError where a rule could never end a round, or is not a `Convergence`."""
     if not isinstance(rule, Convergence):
         raise ValueError(f"convergence must be a sp_jax.training.Convergence, got {rule!r}")
     if not 0 < rule.train_accuracy <= 1:

@@ -48,10 +48,10 @@ class Fit(NamedTuple):
     model: Model
     state: TrainState
     history: tuple[RoundResult, ...]  # of all rounds, those of `since` included
-    grown: Mapping[str, tuple]  # path -> (old shape, new shape) of what is larger than in `since`, as `sp_jax.grown`
+    grown: Mapping[str, tuple]  # path -> (old shape, new shape) of leaves larger than in `since`, as `sp_jax.grown`
 
     def predict(self, inputs: chex.Array) -> chex.Array:
-        """Returns logits [B, classes] of inputs [B, ...], in evaluation mode, with the weights that the optimiser keeps
+        """Return logits [B, classes] of inputs [B, ...], in evaluation mode, with the weights that the optimiser keeps
         for evaluation where it does (schedule-free, Hare and Tortoise).
 
         Raises:
@@ -70,10 +70,10 @@ class Fit(NamedTuple):
 
 
 class DivergedError(ValueError):
-    """A round cannot begin, since the network diverged in the one before; `fit` is what came before that, or None."""
+    """A round cannot begin, as the network diverged in the one before; `fit` is the last finite fit, or None."""
 
     def __init__(self, message: str, fit: Fit | None):
-        """Keeps the rounds that went well."""
+        """Store the message and the fit."""
         super().__init__(message)
         self.fit = fit
 
@@ -100,10 +100,10 @@ def fit_rounds(
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Fit:
-    """Trains in rounds: samples arrive, restart, train until converged (Section 2.2).
+    """Train in rounds: samples arrive, restart, train until converged (Section 2.2).
 
-    The first round trains a freshly drawn network, or restarts that of `since`: each day's call goes on where the last
-    one ended. All rounds of a call share one compiled program.
+    The first round trains a freshly drawn network, or restarts that of `since`, so each call continues from the last
+    one. All rounds of a call share one compiled program.
 
     Args:
       seed: non-negative integer, for initialisations, noise and the order of epochs.
@@ -111,7 +111,7 @@ def fit_rounds(
       labels: [N] integers from 0 on.
       arrivals: how many of the samples have arrived in each round, increasing, at most N; by default one round of all.
       network: a Flax module, or whatever `sp_jax.models.as_model` takes. It may have grown since `since` (a class more,
-        a wider layer): what is new is then freshly drawn, and `Fit.grown` tells where.
+        a wider layer): the new entries are then freshly drawn, and `Fit.grown` tells where.
       optimizer: an optax optimiser; by default Adam at 0.001. Its state is drawn anew in each round. The weights that
         it keeps for evaluation, if any, are scored, predicted with, saved and restarted.
       restart: before each round: "warm_start", "random_init", "shrink_perturb", or a function from
@@ -125,13 +125,13 @@ def fit_rounds(
       if_diverged: what to do where a round begins with a network that is not finite, since the one before diverged:
         `"raise"`, or draw it anew, `"random_init"`.
       where: which parameters (and statistics) a restart by name may change, a filter (`sp_jax.filters`) or a function
-        of a path; the others stay. By default all that is trained: what the optimiser never moves, or the loss does
-        not depend on, is left alone, by random init too.
+        of a path; the others stay. By default all that are trained: those that the optimiser never changes, or that
+        the loss does not depend on, stay, with random init too.
       switch: what the network calls its switch between training and evaluation, as `sp_jax.models.as_model` has it.
       mask: the network's argument that takes [B] booleans of real samples, as `as_model` has it.
       layouts: where the network has grown, how its axes are made up that pack two meanings, as `sp_jax.grown` has it
-        (a `restart` of your own is given them by `make_restart`). Without them it is checked by a few samples that the
-        grown network is the old one where all that is new is zero; `{}` goes on unchecked.
+        (a custom `restart` gets them from `make_restart`). Without them it is checked on a few samples that the grown
+        network computes the old function where all new entries are zero; `{}` skips the check.
       renamed: where its layers have other names than in `since`, from old to new, as `sp_jax.grown` has it.
 
     Returns:
@@ -166,7 +166,7 @@ def fit_rounds(
     model, engine, lanes, inputs = prepare([seed], hparams, (inputs, labels), validation, setting)
     arrivals = check_arrivals(arrivals, len(inputs))
     how = {"layouts": layouts, "renamed": renamed}
-    keeps = not callable(restart) and restart != "random_init"  # a restart of one's own checks for itself
+    keeps = not callable(restart) and restart != "random_init"  # a custom restart does its own checks
     grown = _grown(since, model, inputs if keeps else None, **how) if since else {}
     if where is None and not callable(restart) and restart != "warm_start" and (since or len(arrivals) > 1):
         where = _where_trained(engine, inputs)
@@ -184,7 +184,7 @@ def fit_rounds(
 
 
 def _fit_round(phase, placed, fit, *, measured):
-    """One round more; a warning where it diverged, an error where it could not begin."""
+    """Train one more round; warn where it diverged, raise a DivergedError where it could not begin."""
     state = None if fit.state is None else _stacked(evaluation_state(fit.state), 1)
     state, results, _ = sweeps.train_round(
         phase, len(fit.history) + 1, placed, None if state is None else phase.engine.place(state)
@@ -205,18 +205,18 @@ def _stacked(state, count):
 
 
 def _forgets(restart, shrink, where):
-    """Whether a restart begins with a fresh network whatever was before."""
+    """Return whether a restart ignores the old parameters."""
     return where is None and (restart == "random_init" or (restart == "shrink_perturb" and shrink == 0))
 
 
 def _where_trained(engine, inputs):
-    """A filter of all that is trained; None where that is everything."""
+    """Make a filter of all trained leaves; None where these are all leaves."""
     left = untrained(engine.trainer, inputs)
     return (lambda path: path not in left) if left else None
 
 
 def save_fit(path: str | pathlib.Path, fit: Fit) -> None:
-    """Keeps a fit until the next samples arrive, in one safetensors file, whole or not at all.
+    """Save a fit, until the next samples arrive, in one safetensors file, atomically.
 
     The optimiser's state is left out, since each round draws it anew (Section 2.2).
 
@@ -242,7 +242,7 @@ def load_fit(
     switch: Mapping[str, bool] | None = None,
     mask: str | None = None,
 ) -> Fit:
-    """Reads what `save_fit` wrote: what the next `fit_rounds` takes as `since` (Section 2.2).
+    """Read the fit that `save_fit` wrote, for the next `fit_rounds` to take as `since` (Section 2.2).
 
     Args:
       path: of the file.
@@ -286,12 +286,12 @@ class Choice(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What `tune_restart` found."""
+    """The result of `tune_restart`."""
 
     best: Choice
-    table: tuple[Choice, ...]  # as the grid was given; best accuracy first
+    table: tuple[Choice, ...]  # one for each pair of the grid; best accuracy first
     standard_error: float  # of the best accuracy, a fraction
-    samples_seen: int  # what all of it cost
+    samples_seen: int  # by all lanes together
     seconds: float  # wall time, compiling left out
 
 
@@ -316,7 +316,7 @@ def tune_restart(
     mask: str | None = None,
     layouts: Layouts | None = None,
 ) -> Tuned:
-    """Chooses λ and σ by trying: restarts the last round's network with each, and trains it on all samples.
+    """Choose λ and σ by trial: restart the last round's network with each pair, and train it on all samples.
 
     All settings and seeds are lanes of one program. The rule: of the settings whose accuracy is within one standard
     error of the best one's, the one that visited the fewest samples. The standard error is that of the mean over the
@@ -371,7 +371,7 @@ def tune_restart(
 
 
 def _warn_of_lost(pairs, results):
-    """Warns of lanes that diverged; raises a ValueError where all did."""
+    """Warn of lanes that diverged; raise a ValueError where all did."""
     lost = [
         f"λ={lam:g} σ={sigma:g} seed {result.seed} {result.diverged}"
         for (lam, sigma), result in zip(pairs, results, strict=True)
@@ -386,7 +386,7 @@ def _warn_of_lost(pairs, results):
 
 
 def _choose(grid, results, num_validation):
-    """Applies the rule of `tune_restart`; `results` [settings, seeds, fields]."""
+    """Apply the rule of `tune_restart`; `results` [settings, seeds, fields]."""
     field = {name: i for i, name in enumerate(RoundResult._fields)}
     reasons = results[..., field["stop_reason"]]
     lost = reasons == "nan"
@@ -423,7 +423,7 @@ def _restart(restart, model, setting, where, layouts=None, renamed=None):
 
 
 def _grown(since, model, inputs, layouts=None, renamed=None):
-    """Returns which leaves are larger than in `since`, checked by some inputs; None where the restart grows none."""
+    """Return which leaves are larger than in `since`; checked on some inputs, or unchecked where `inputs` is None."""
     old, fresh = since.state.params, jax.eval_shape(model.init, jax.random.key(0))[0]
     declared = merged(model.layouts, layouts)
     try:

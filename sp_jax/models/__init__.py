@@ -1,4 +1,4 @@
-"""Networks of the paper, and the two functions that training needs of any network.
+"""Networks of the paper, and adapters of any network to the two functions that training needs.
 
 >>> import jax, jax.numpy as jnp
 >>> model = from_module(MLP(10, hidden=(100,)), jnp.ones((1, 8, 8, 1)))

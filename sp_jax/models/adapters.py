@@ -1,4 +1,4 @@
-"""Anyone's network as the two pure functions that training needs."""
+"""Adapters of users' networks to the two pure functions that training needs."""
 
 import inspect
 import sys
@@ -21,13 +21,13 @@ FORMS = "a Linen module, a pair init(key) and apply(params, inputs), or a functi
 
 
 class NetworkError(ValueError):
-    """A network that cannot be trained as it is; the message is one line that says what to write instead."""
+    """A network that cannot be trained as it is; the message is one line with advice on what to write instead."""
 
 
 def as_model(
     network: Any, example_inputs: chex.Array, *, switch: Mapping[str, bool] | None = None, mask: str | None = None
 ) -> Model:
-    """Makes a network of any kind a `Model`.
+    """Make a `Model` of a network of any kind.
 
     Args:
       network: a `Model`; a Flax Linen module; a pair of functions `init(key) -> params` and `apply(params, inputs) ->
@@ -51,7 +51,7 @@ def as_model(
         jax.eval_shape(lambda key, x: model.apply(*model.init(key), x, None, False), jax.random.key(0), example)
     except (NetworkError, UnknownSwitchError):
         raise
-    except Exception as error:  # whatever a stranger's network raises
+    except Exception as error:  # a user's network can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         shape = f"{example.dtype} of shape {example.shape}"
         raise ValueError(f"the network does not run on inputs {shape}: {reason} (expected {FORMS})") from error
@@ -59,7 +59,7 @@ def as_model(
 
 
 def _adapt(network, example, switch, mask):
-    equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")  # a network of theirs has imported them
+    equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")  # imported already if the network is of these
     if isinstance(network, Model):
         return network
     if isinstance(network, nn.Module):
@@ -81,7 +81,7 @@ def _adapt(network, example, switch, mask):
 
 
 def from_functions(init: Callable, apply: Callable) -> Model:
-    """Makes two pure functions a `Model` without batch statistics.
+    """Make a `Model` without batch statistics of two pure functions.
 
     Args:
       init: `init(key) -> params`; the key is consumed. Leaves that are no arrays or numbers, as an Equinox module's
@@ -105,7 +105,7 @@ def from_module(
     switch: Mapping[str, bool] | None = None,
     mask: str | None = None,
 ) -> Model:
-    """Makes a Flax Linen module a `Model`.
+    """Make a `Model` of a Flax Linen module.
 
     Args:
       module: called as `module(inputs)`, with those of `train=` (or `training=`, `is_training=`, `is_train=`,
@@ -116,8 +116,8 @@ def from_module(
       switch: its switch between training and evaluation where it has another name, an argument of its call or an
         attribute, with the value that it has in training: `{"test": False}`.
       mask: the argument that takes [B] booleans, False for padding, which then influences nothing. By default `mask`,
-        where a module with statistics has it and a trial shows that padding influences nothing; a module without
-        sees real samples once more in place of the padding of an epoch's last batch. `""` for none.
+        where a module with statistics has it and a trial shows that padding influences nothing; for a module without
+        a mask, real samples repeated replace the padding of an epoch's last batch. `""` for none.
 
     Returns:
       A `Model`.
@@ -181,7 +181,7 @@ def _no_argument(name, mask):
 
 
 def _padding_mask(module, parameter, masked, init, call, example):
-    """Returns "mask" where that argument takes booleans of real samples; by trial where the module is not ours."""
+    """Return "mask" where that argument takes booleans of real samples; by trial for modules of other packages."""
     name = type(module).__name__
     if type(module).__module__.startswith("sp_jax.models."):
         return "mask"
@@ -198,7 +198,7 @@ def _padding_mask(module, parameter, masked, init, call, example):
 
 
 def _ignores_padding(init, call, example):
-    """Whether logits of real samples and statistics are the same for any padding, when `mask` says which it is."""
+    """Return whether the logits of real samples and the statistics are independent of padding marked by `mask`."""
     params, batch_stats = init(jax.random.key(0))
     noise = jax.random.randint(jax.random.key(1), (4, *example.shape[1:]), 0, 2).astype(example.dtype)
     mask = jnp.array([True, True, True, False])
@@ -210,12 +210,12 @@ def _ignores_padding(init, call, example):
 def _try(function):
     try:
         return function()
-    except Exception:  # what it raises when it is called so says no more than that it is not called so
+    except Exception:  # any error only shows that the function does not accept such a call
         return None
 
 
 def _check_linen(name, module, modes: Modes, known, init, call, example):
-    """Raises where a module draws random numbers, or has a switch that was not found."""
+    """Raise an error where a module draws random numbers, or has a switch that was not found."""
     dropped, mask = [], jnp.ones(1, bool)
 
     def look(function, args, kwargs, context):
@@ -234,7 +234,7 @@ def _check_linen(name, module, modes: Modes, known, init, call, example):
             run(True)
     except errors.InvalidRngError:
         raise NetworkError(f"{name} draws random numbers while it trains (dropout): leave it out, or use NNX") from None
-    if dropped:  # if one had dropped, it would have drawn random numbers
+    if dropped:  # an active dropout would have drawn random numbers
         raise UnknownSwitchError(f"{name} has a dropout that drops nothing while it trains")
     check_switch(name, init, call, jax.ShapeDtypeStruct(example.shape, example.dtype))
     for flag in modes.others(known, module):
@@ -247,7 +247,7 @@ def _check_linen(name, module, modes: Modes, known, init, call, example):
 
 
 def _run_turned(module, flag, known, init, arguments, example):
-    """Calls a module, by shapes alone, with one of its boolean arguments or attributes turned."""
+    """Call a module, abstractly (shapes only), with one of its boolean arguments or attributes negated."""
     arguments = arguments | ({flag: not known[flag].default} if flag in known else {})
     turned = module if flag in known else module.clone(**{flag: not getattr(module, flag)})
 
@@ -261,12 +261,12 @@ def _run_turned(module, flag, known, init, arguments, example):
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, switch: Mapping[str, bool] | None = None) -> Model:
-    """Makes a Flax NNX module a `Model`.
+    """Make a `Model` of a Flax NNX module.
 
     Args:
       make: `make(rngs) -> module`, called with the inputs alone (and a switch that its `__call__` has); `train()` and
-        `eval()` set its mode. What is no `nnx.Param` (BatchNorm's statistics, dropout's streams of random numbers)
-        counts as batch statistics. Real samples stand once more in place of the padding of an epoch's last batch.
+        `eval()` set its mode. Variables other than `nnx.Param` (BatchNorm's statistics, dropout's streams of random
+        numbers) count as batch statistics. Real samples repeated replace the padding of an epoch's last batch.
       switch: as of `from_module`; an attribute is set in all modules that have it.
 
     Returns:
@@ -279,7 +279,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, switch: Mapping[str, boo
 
 
 def _nnx(make, switch):
-    """The model; and the module's shapes and `apply` with the statistics of evaluation too, to be looked at."""
+    """Return the model, the module's shapes, and an `apply` that returns the statistics in evaluation too."""
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, parameters = nnx.graphdef(abstract), inspect.signature(type(abstract).__call__).parameters
     modes = find_modes(type(abstract).__name__, parameters, abstract, switch)

@@ -1,7 +1,7 @@
-"""BatchNorm (Ioffe and Szegedy 2015) whose sums a CPU's cores share.
+"""BatchNorm (Ioffe and Szegedy 2015) whose sums are computed by several cores of a CPU.
 
-Flax's own sums all pixels of a batch at once, which XLA:CPU does on one core, and picks all of them by the mask. Here
-each image is summed by itself first, forward and backward, and the mask picks among the images' sums.
+Flax's own sums all pixels of a batch at once, which XLA:CPU does on one core, and applies the mask to all of them. Here
+each image is summed separately first, forward and backward, and the mask is applied to the images' sums.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-        """`[B, ..., C]` to the same; `mask` [B] says which samples count in the statistics, by default all."""
+        """Normalise `[B, ..., C]`; `mask` [B] says which samples count in the statistics, by default all."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -43,7 +43,7 @@ class BatchNorm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalize(epsilon, x, weights, scale, bias):
-    """`[B, ..., C]` normalised, and its mean and variance [C]; `weights` [B] sum to 1."""
+    """Return `[B, ..., C]` normalised, and its mean and variance [C]; `weights` [B] sum to 1."""
     return _forward(epsilon, x, weights, scale, bias)[0]
 
 
@@ -76,15 +76,16 @@ def _affine(x, mean, factor, bias):
 
 
 def _wide(channels, x):
-    """[C] to [1, ..., 1, C], as x has axes."""
+    """Reshape [C] to [1, ..., 1, C], with as many axes as x."""
     return jnp.expand_dims(channels, tuple(range(x.ndim - 1)))
 
 
 def _means(x):
-    """Of each sample over its pixels, [B, C], in at least float32."""
+    """Return the mean of each sample over its pixels, [B, C], in at least float32."""
     return jnp.mean(x, tuple(range(1, x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _over_samples(weights, means):
-    """[B] and [B, C] to [C]: a product, or the compiler would make one sum of the two again. 0 wins over NaN."""
+    """Sum [B, C] weighted by [B], to [C]: a product, so that the compiler does not fuse this sum with that over pixels.
+    A weight of 0 drops NaN too."""
     return jnp.dot(weights, jnp.where(weights[:, None] > 0, means, 0), precision="highest")

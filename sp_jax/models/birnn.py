@@ -13,8 +13,8 @@ from sp_jax.models.layers import Dense, initializers
 class BiRNN(nn.Module):
     """Embedding, two layers of gated recurrent units in both directions, and a linear layer named `head`.
 
-    The paper says no more than "two-layer bidirectional RNN": units (GRU) and width are our choice. Padding changes
-    nothing: each direction runs over a text's own length.
+    The paper specifies only a "two-layer bidirectional RNN": units (GRU) and width are our choice. Padding has no
+    influence: each direction runs over a text's own length.
     """
 
     num_classes: int
@@ -27,7 +27,7 @@ class BiRNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
-        """Tokens `[B, T]`, 0 after a text's end, to logits `[B, num_classes]`; samples do not meet."""
+        """Map tokens `[B, T]`, 0 after a text's end, to logits `[B, num_classes]`; samples are independent."""
         del mask, train
         lengths = jnp.maximum(jnp.sum(x > 0, axis=1), 1)
         with jax.default_matmul_precision(self.precision):
@@ -39,7 +39,7 @@ class BiRNN(nn.Module):
             return Dense(self.num_classes, self.initialization, dtype=self.dtype, name="head")(last)
 
     def _embedding_init(self):
-        """PyTorch draws embeddings from N(0, 1)."""
+        """Return the embedding's initialiser as a keyword argument; PyTorch's is N(0, 1)."""
         return {"embedding_init": nn.initializers.normal(1.0)} if self.initialization == "torch" else {}
 
     def _cell(self, name):
@@ -50,7 +50,8 @@ class BiRNN(nn.Module):
         return nn.GRUCell(self.width, dtype=self.dtype, name=name, **init, **recurrent)
 
     def layouts(self) -> dict[str, dict[int, int | tuple[int, int]]]:
-        """Plain axes, as `sp_jax.layouts` has them, but where both directions' units are read side by side."""
+        """Return the layouts (`sp_jax.transforms.layouts`): plain axes, except where the units of both directions are
+        read side by side."""
         cells = [f"{way}_{i}" for way in ("forward", "backward") for i in range(1, self.layers)]
         upper = [f"{cell}/{gate}/kernel" for cell in cells for gate in ("ir", "iz", "in")]
         return {"": {-1: -1, -2: -1}} | {name: {-2: (2, -1)} for name in ("head/kernel", *upper)}

@@ -1,4 +1,4 @@
-"""What a stranger's network is asked before it trains, by behaviour and not by name."""
+"""Checks of a user's network before it trains, by its behaviour rather than by names."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,22 @@ import numpy as np
 
 from sp_jax.types import Model
 
-APART = 1e-2  # of the logits' size: a sample alone may differ so much from itself in a batch by rounding (bfloat16)
+APART = 1e-2  # of the largest logit: rounding (bfloat16) may make a sample's logits alone and in a batch differ so much
 
 
 def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
-    """Returns how many classes a network tells apart.
+    """Return the number of classes of a network.
 
     Args:
       model: its two functions.
       inputs: [N, ...], for shape and dtype alone.
-      num_classes: that the labels have.
+      num_classes: of the labels.
 
     Returns:
       C, of logits [B, C].
 
     Raises:
-      ValueError: the logits are no such array, or have too few classes.
+      ValueError: the logits are not such an array, or have too few classes.
     """
     example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
     logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
@@ -36,14 +36,14 @@ def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
 
 
 def check_independent(model: Model, inputs: chex.Array) -> None:
-    """Checks that samples are independent: in evaluation mode the logits of one do not depend on the others.
+    """Check that samples are independent: in evaluation mode the logits of one do not depend on the others.
 
-    One small program: a network drawn and moved a little (a head may begin at zero), three samples together, and each
-    alone.
+    Runs one small program: a freshly drawn network with a little noise added (a head may begin at zero), on three
+    samples together, and on each alone.
 
     Args:
       model: its two functions.
-      inputs: [N, ...] samples; three of them are looked at.
+      inputs: [N, ...] samples; three of them are used.
 
     Raises:
       ValueError: the logits of a sample alone and in a batch differ.
@@ -77,15 +77,15 @@ def check_independent(model: Model, inputs: chex.Array) -> None:
 
 
 def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str, bool]:
-    """Returns which leaves of a tree a function computes anew, and which it hands on; nothing is run.
+    """Return which leaves of a tree a function computes anew rather than passes through; the function is only traced.
 
     Args:
       function: `function(tree, *args)` returns a tree of the same structure.
       tree: pytree of arrays or `jax.ShapeDtypeStruct`.
-      *args: the same.
+      *args: likewise.
 
     Returns:
-      From each leaf's path to whether it is another than the one that was given.
+      From each leaf's path to whether it differs from the input leaf.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
 
@@ -102,7 +102,7 @@ class UnknownSwitchError(ValueError):
     """A network's switch between training and evaluation was not found; the message says how to name it."""
 
     def __init__(self, what: str):
-        """Says what was found, and what to write."""
+        """Make the message from what was found, with advice on `switch=`."""
         super().__init__(
             f"{what}: name its switch between training and evaluation, with the value that it has in training, as "
             "switch={'test': False}: an argument of its call, or an attribute"
@@ -110,16 +110,16 @@ class UnknownSwitchError(ValueError):
 
 
 def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDtypeStruct) -> None:
-    """Checks that a network's statistics follow while it trains, and stand still while it is evaluated.
+    """Check that a network's statistics are updated in training, and unchanged in evaluation.
 
     Args:
       name: of the network, for the message.
       init: as of a `Model`.
-      call: as `apply` of a `Model`, but it returns what the network makes of its statistics in evaluation, too.
+      call: as `apply` of a `Model`, but it returns the statistics that the network computes in evaluation, too.
       example: [B, ...] inputs, for shape and dtype.
 
     Raises:
-      UnknownSwitchError: they never follow, or follow in evaluation.
+      UnknownSwitchError: they are never updated, or updated in evaluation.
     """
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0))[1])
     running = {_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
@@ -135,7 +135,7 @@ def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDt
 
 
 def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
-    """Returns the paths of the statistics that a network does not update while it trains: those of a frozen part.
+    """Return the paths of the statistics that a network does not update while it trains: those of a frozen part.
 
     Args:
       model: its two functions.
@@ -150,7 +150,7 @@ def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
 
 
 def _changed_statistics(init, call, example, train):
-    """Returns of each statistic's path whether a call computes it anew; nothing is run."""
+    """Return for each statistic's path whether a call computes it anew; the call is only traced."""
     params, batch_stats = jax.eval_shape(init, jax.random.key(0))
     mask = jax.ShapeDtypeStruct(example.shape[:1], bool)
     return changed_leaves(
@@ -159,5 +159,5 @@ def _changed_statistics(init, call, example, train):
 
 
 def _name(path):
-    """As `sp_jax.filters.path_name`, of trees of dictionaries: models know no filters."""
+    """Return a path as `sp_jax.filters.path_name` does for dictionaries; models do not import filters."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

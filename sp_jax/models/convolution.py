@@ -1,7 +1,7 @@
-"""A convolution that is fast inside a loop, on a CPU too.
+"""A convolution that is fast inside a loop, also on a CPU.
 
-All training here is a loop inside one program. XLA:CPU runs a convolution inside a loop fast only where its dimensions
-stand in one order, which those of the derivatives do not: 30 to 40 times slower. So on a CPU the derivatives are
+All training here is a loop inside one program. XLA:CPU runs a convolution inside a loop fast only in one order of its
+dimensions, which the derivatives do not have: these are 30 to 40 times slower. So on a CPU the derivatives are
 written here as convolutions in that order, and 3x3 convolutions of many channels as Winograd's products, which need
 2.25 times fewer multiplications (Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
 """
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 ORDER = ("NHWC", "HWIO", "NHWC")  # the one that XLA:CPU runs fast inside a loop
 MANY_CHANNELS = 32  # from here on Winograd's products are faster than XLA's convolution
-CACHE_BYTES = 2**23  # what is larger is taken in chunks that stay in a core's cache
+CACHE_BYTES = 2**23  # larger arrays are processed in chunks that stay in a core's cache
 CHUNK_ROWS = 512  # of each product, at least
 SHARED = 2**17  # rows times channels: products of fewer are not shared among cores
 
 
 def convolution(x: chex.Array, kernel: chex.Array, *, stride: int = 1, precision: Any = None) -> chex.Array:
-    """A two-dimensional convolution with padding `size // 2`, in the form that its platform runs fast.
+    """Convolve in two dimensions with padding `size // 2`, in the form that its platform runs fast.
 
     The platform is chosen when the program is lowered. On a CPU the result is not forward-differentiable (`jax.jvp`).
 
@@ -48,7 +48,7 @@ def _xla(stride, precision, x, kernel, padding=None):
 
 
 def _product(stride, precision, x, kernel):
-    """A 1x1 convolution."""
+    """Compute a 1x1 convolution."""
     return jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], precision=precision)
 
 
@@ -78,8 +78,8 @@ _convolution.defvjp(_forward, _backward)
 
 
 def _input_gradient(shape, kernel, dy, stride, precision):
-    """Of an input of shape [B, H, W, C]: a convolution of stride 1 with the kernel turned round."""
-    if stride == 2 and kernel.shape[0] == 3 and _even(shape):  # each tap of the kernel meets a quarter of the pixels
+    """Compute the gradient by an input of shape [B, H, W, C]: a convolution of stride 1 with the flipped kernel."""
+    if stride == 2 and kernel.shape[0] == 3 and _even(shape):  # each tap of the kernel reads a quarter of the pixels
         taps = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(2, 2, 2, 2, *kernel.shape[2:])[::-1, :, ::-1]
         taps = taps.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, kernel.shape[3], -1)
         return _interleave(_xla(1, precision, dy, taps, ((0, 1), (0, 1))))
@@ -89,8 +89,8 @@ def _input_gradient(shape, kernel, dy, stride, precision):
 
 
 def _kernel_gradient(x, dy, size, precision):
-    """Of stride 1: convolutions whose batch are the input's channels, whose channels are samples and whose kernel is
-    dy."""
+    """Compute the kernel's gradient at stride 1 by convolutions with the input's channels as the batch, samples as the
+    channels and dy as the kernel."""
     padding = ((size // 2, size // 2),) * 2
 
     def of_chunk(x, dy):
@@ -100,7 +100,7 @@ def _kernel_gradient(x, dy, size, precision):
 
 
 def _kernel_gradient_of_patches(x, dy, size, stride, precision):
-    """Of any stride: products of the patches of a few images with dy."""
+    """Compute the kernel's gradient at any stride by products of the patches of a few images with dy."""
     height, width = (stride * (n - 1) + 1 for n in dy.shape[1:3])
     channels = x.shape[3]
     x = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
@@ -114,7 +114,7 @@ def _kernel_gradient_of_patches(x, dy, size, stride, precision):
 
 
 def _sum_over_chunks(function, x, dy, images):
-    """The sum of `function(x, dy)` over so many images at a time, or fewer: what each makes stays in the cache."""
+    """Sum `function(x, dy)` over chunks of at most so many images, whose intermediate results stay in the cache."""
     images = _divisor(len(x), images)
     x, dy = (z.reshape(-1, images, *z.shape[1:]) for z in (x, dy))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, x[0], dy[0]))
@@ -126,13 +126,13 @@ def _sum_over_chunks(function, x, dy, images):
 
 
 def _product_over_rows(x, y, precision):
-    """[..., C] and [..., F] to [C, F]."""
+    """Multiply [..., C] and [..., F], summed over all rows, to [C, F]."""
     x, y = (z.reshape(-1, z.shape[-1]) for z in (x, y))
     return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision=precision)
 
 
 def _interleave(x):
-    """[B, H, W, 4 C], the four of a tile of 2x2, to [B, 2 H, 2 W, C]."""
+    """Rearrange [B, H, W, 4 C], the four of a tile of 2x2, to [B, 2 H, 2 W, C]."""
     batch, height, width, _ = x.shape
     return x.reshape(batch, height, width, 2, 2, -1).swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, -1)
 
@@ -172,13 +172,13 @@ def _a_transposed(m: Sequence) -> tuple:
 
 
 def _both_axes(matrix: Callable, tile: Sequence[Sequence]) -> list:
-    """`M t Mᵀ` of a tile, a nested list of arrays."""
+    """Compute `M t Mᵀ` of a tile, a nested list of arrays."""
     columns = [matrix(column) for column in zip(*tile, strict=True)]
     return [list(matrix(row)) for row in zip(*columns, strict=True)]
 
 
 def _input_tiles(x):
-    """The 4x4 tiles of [B, H, W, C], padded by one: each element [B * H/2 * W/2, C]."""
+    """Transform (`Bᵀ x B`) the 4x4 tiles of [B, H, W, C], padded by one: each element [B * H/2 * W/2, C]."""
     height, width, channels = x.shape[1:]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     element = lambda i, j: x[:, i : i + height - 1 : 2, j : j + width - 1 : 2].reshape(-1, channels)  # noqa: E731
@@ -209,7 +209,7 @@ def _winograd_kernel_gradient(x, dy, precision):
 
 
 def _images_a_chunk(x):
-    """How many images of [B, H, W, C] to take at a time; divides B."""
+    """Return how many images of [B, H, W, C] to take at a time; it divides B."""
     batch, height, width, channels = x.shape
     if 4 * x.size * x.dtype.itemsize <= CACHE_BYTES:
         return batch
@@ -218,5 +218,5 @@ def _images_a_chunk(x):
 
 
 def _divisor(count, most):
-    """The largest divisor of `count` that is not above `most`, or 1."""
+    """Return the largest divisor of `count` that is not above `most`, or 1."""
     return next((n for n in range(min(most, count), 0, -1) if count % n == 0), 1)

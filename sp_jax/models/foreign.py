@@ -1,4 +1,4 @@
-"""Networks of Haiku and Equinox, and what NNX says of its dropouts; none of them is imported here."""
+"""Adapters of Haiku's and Equinox's networks, which are not imported here, and a check of NNX's dropouts."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from sp_jax.types import Model
 
 
 def split_static(init: Callable) -> tuple[Callable, Callable]:
-    """Parts what an initialiser draws from what is no array, as the activation functions in an Equinox module.
+    """Split the arrays that an initialiser draws from other leaves, such as an Equinox module's activation functions.
 
     Args:
       init: `init(key)` returns a pytree.
@@ -48,7 +48,7 @@ def _is_array(x):
 
 
 def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] | None = None) -> Model:
-    """Makes what `hk.transform` or `hk.transform_with_state` returned a `Model`.
+    """Make a `Model` of the result of `hk.transform` or `hk.transform_with_state`.
 
     Args:
       network: the pair of functions, with or without `rng` in its `apply`.
@@ -56,8 +56,8 @@ def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] 
       switch: as of `sp_jax.models.from_module`: an argument of the transformed function.
 
     Returns:
-      A `Model`; Haiku's state counts as batch statistics. Real samples stand once more in place of the padding of an
-      epoch's last batch.
+      A `Model`; Haiku's state counts as batch statistics. Real samples repeated replace the padding of an epoch's last
+      batch.
 
     Raises:
       ValueError: a network that draws random numbers, or whose switch is not found.
@@ -94,7 +94,7 @@ def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] 
 
 
 def check_nnx_dropout(module: nnx.Module, init: Callable, call: Callable, example: jax.ShapeDtypeStruct) -> None:
-    """Raises an `UnknownSwitchError` where an NNX module has a dropout, and draws nothing while it trains."""
+    """Raise an `UnknownSwitchError` where an NNX module has a dropout, and draws nothing while it trains."""
     dropouts = [each for _, each in nnx.iter_modules(module) if isinstance(each, nnx.Dropout) and each.rate > 0]
     params, others = jax.eval_shape(init, jax.random.key(0))
     moved = changed_leaves(lambda others, params, x: call(params, others, x, None, True)[1], others, params, example)

@@ -1,4 +1,4 @@
-"""What the networks share: pixel scaling, PyTorch's initialisation, linear layers and convolutions."""
+"""Parts that the networks share: pixel scaling, PyTorch's initialisation, linear layers and convolutions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ INITS = ("torch", "flax")
 
 
 def scale_pixels(inputs: chex.Array, dtype: Any = None) -> chex.Array:
-    """Scales uint8 pixels to [-1, 1]; floats pass through.
+    """Scale uint8 pixels to [-1, 1]; return floats unchanged.
 
     Args:
       inputs: [B, ...] uint8 or floats.
@@ -29,7 +29,7 @@ def scale_pixels(inputs: chex.Array, dtype: Any = None) -> chex.Array:
 
 
 def initializers(init: str, fan_in: int) -> dict[str, Callable]:
-    """The initialisers of a linear layer or convolution, as keyword arguments of Flax's layers.
+    """Return the initialisers of a linear layer or convolution, as keyword arguments of Flax's layers.
 
     The paper's networks, and so its noise, are PyTorch's: weights and biases uniform in ±1/sqrt(fan_in). Flax's own
     are LeCun normal with biases of zero, so shrink-perturb with them is not the same experiment.
@@ -67,7 +67,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        """`[B, D]` to `[B, features]`."""
+        """Map `[B, D]` to `[B, features]`."""
         init = initializers(self.initialization, x.shape[-1])
         kernel = self.param("kernel", init["kernel_init"], (x.shape[-1], self.features))
         bias = self.param("bias", init["bias_init"], (self.features,)) if self.use_bias else None
@@ -89,7 +89,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        """`[B, H, W, C]` to `[B, H/stride, W/stride, features]`."""
+        """Map `[B, H, W, C]` to `[B, H/stride, W/stride, features]`."""
         channels = x.shape[-1]
         kernel_init = initializers(self.initialization, self.size**2 * channels)["kernel_init"]
         kernel = self.param("kernel", kernel_init, (self.size, self.size, channels, self.features))

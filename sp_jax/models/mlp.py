@@ -27,7 +27,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
-        """`[B, ...]` to logits `[B, num_classes]`; samples do not meet, so `mask` and `train` change nothing."""
+        """Map `[B, ...]` to logits `[B, num_classes]`; samples are independent; `mask` and `train` have no effect."""
         del mask, train
         dense = {
             "initialization": self.initialization,
@@ -42,11 +42,11 @@ class MLP(nn.Module):
         return Dense(self.num_classes, name="head", **dense)(x)
 
     def links(self) -> tuple[tuple[str, str], ...]:
-        """Which layer's units which layer reads, as `sp_jax.plasticity.Link`."""
+        """Return pairs of a hidden layer and the layer that reads its units, as `sp_jax.plasticity.Link`."""
         names = [*(f"hidden_{i}" for i in range(len(self.hidden))), "head"]
         return tuple(itertools.pairwise(names))
 
     def layouts(self) -> dict[str, dict[int, int]]:
-        """Plain axes, as `sp_jax.layouts` has them, but for the first layer's inputs: what a flattened sample packs is
-        not known here."""
+        """Return the layouts (`sp_jax.transforms.layouts`): plain axes, except the first layer's inputs, as the layout
+        of a flattened sample is not known here."""
         return {"": {-1: -1}} | {f"{reader}/kernel": {-2: -1} for _, reader in self.links()}

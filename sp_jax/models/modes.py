@@ -1,4 +1,4 @@
-"""The switch between training and evaluation: usual names are known, others are told (`switch=`)."""
+"""The switch between training and evaluation: usual names are known, others are given by the user (`switch=`)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,15 +20,15 @@ class Modes(NamedTuple):
     of_module: Mapping[str, bool]  # attributes
 
     def arguments(self, train: bool) -> dict[str, bool]:
-        """Returns the arguments of a call."""
+        """Return the arguments of a call."""
         return {name: value is train for name, value in self.of_call.items()}
 
     def attributes(self, train: bool) -> dict[str, bool]:
-        """Returns the attributes of the module."""
+        """Return the attributes of the module."""
         return {name: value is train for name, value in self.of_module.items()}
 
     def others(self, parameters: Mapping[str, Any], module: Any) -> list[str]:
-        """Returns the other names that might be switches: of booleans, with a default or set.
+        """Return the other names that might be switches: of boolean arguments with a default, and boolean attributes.
 
         Args:
           parameters: of the call, by name, as `inspect.signature` has them.
@@ -40,12 +40,12 @@ class Modes(NamedTuple):
 
 
 def find_modes(what: str, parameters: Mapping[str, Any], module: Any, switch: Mapping[str, bool] | None) -> Modes:
-    """Returns the switches of a network.
+    """Return the switches of a network.
 
     Args:
       what: the network's name, for the message.
       parameters: of its call, by name.
-      module: that may have attributes; None has none.
+      module: whose attributes may be switches, or None.
       switch: those that the user names, beside the usual ones.
 
     Raises:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def without_padding(inputs: chex.Array, mask: chex.Array | None) -> chex.Array:
-    """Returns the samples of a batch, the real ones (which come first) again in place of padding.
+    """Return the samples of a batch, with the padding replaced by the real ones (which come first), repeated.
 
     Args:
       inputs: [B, ...].

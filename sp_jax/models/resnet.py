@@ -29,7 +29,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
-        """`[B, H, W, C]` to logits `[B, num_classes]`; `mask` [B] keeps padding out of the batch statistics."""
+        """Map `[B, H, W, C]` to logits `[B, num_classes]`; `mask` [B] keeps padding out of the batch statistics."""
         conv = partial(Conv, initialization=self.initialization, dtype=self.dtype, precision=self.precision)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
 
@@ -44,13 +44,13 @@ class ResNet(nn.Module):
         return Dense(self.num_classes, self.initialization, dtype=self.dtype, precision=self.precision, name="head")(x)
 
     def links(self) -> tuple[tuple[str, str, str], ...]:
-        """Which layer's units which layer reads, as `sp_jax.plasticity.Link`: the inner channels of the blocks. All
-        others meet a shortcut, and so several readers."""
+        """Return each hidden layer with the layer that reads its units, as `sp_jax.plasticity.Link`: the inner channels
+        of the blocks. All other channels join a shortcut, so several layers read them."""
         blocks = [f"stage_{s}_block_{b}" for s, blocks in enumerate(self.stage_sizes) for b in range(blocks)]
         return tuple((f"{name}/conv_0", f"{name}/conv_1", f"{name}/norm_0") for name in blocks)
 
     def layouts(self) -> dict[str, dict[int, int]]:
-        """Inputs and units of all layers are plain axes, as `sp_jax.layouts` has them."""
+        """Return the layouts (`sp_jax.transforms.layouts`): inputs and units of all layers are plain axes."""
         return {"": {-1: -1, -2: -1}}
 
 
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, mask: chex.Array | None) -> chex.Array:
-        """`[B, H, W, C]` to `[B, H/stride, W/stride, features]`."""
+        """Map `[B, H, W, C]` to `[B, H/stride, W/stride, features]`."""
         y = self.conv(self.features, stride=self.stride, name="conv_0")(x)
         y = nn.relu(self.norm(name="norm_0")(y, mask=mask))
         self.sow("intermediates", "conv_0_units", y)

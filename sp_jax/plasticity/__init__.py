@@ -1,4 +1,4 @@
-"""The later methods against loss of plasticity, next to shrink-perturb, as pure functions on parameter pytrees.
+"""Later methods against loss of plasticity, to compare with shrink-perturb, as pure functions on parameter pytrees.
 
 Method              Paper                             Acts                      Function
 ------------------  --------------------------------  ------------------------  --------------------------------------
@@ -9,7 +9,7 @@ Hare and Tortoise   Lee et al., ICML 2024             every step, and jumps     
 ReDo                Sokar et al., ICML 2023           now and then, on units    `redo`, `dormancy`
 Continual backprop  Dohare et al., Nature 2024        every step, on units      `continual_backprop`, `init_utility`
 
-Methods on units are told by `Link`s where a unit's weights lie, and say what they changed, so that
+Methods on units are given `Link`s, the paths of a unit's weights, and return which entries changed, so that
 `sp_jax.reset_changed` can reset the optimiser's moments there. `sp_jax.plasticity.methods` has the last four in the
 form that the engine runs (`python -m experiments.run --method=…`); `sp_jax.restarts` has the first two (`--restart=…`).
 
@@ -19,19 +19,19 @@ The defaults are the papers' settings. Where paper, authors' program and this pa
 - FIRE: all kernels, the head's too, as the program on convolutional networks; on transformers it takes q and k alone.
 - L2 Init: c·‖θ - θ₀‖² on all parameters, as the paper; the program has c/2 and leaves norms out, so c here is 2c there.
 - Hare and Tortoise: jumps after the epochs 0, 10, 20, … of each round, as the program; there the tortoise's statistics
-  follow plainly, here with a weight that lets them forget the 0 and 1 with which they begin, or begin again.
-- ReDo: redrawn units keep the moments of their biases and Adam's one step count, as in the program; the price is steps
-  of up to 6.6 learning rates. It draws Xavier-uniform weights, here the network's own initialiser draws.
+  are a plain exponential average, here one corrected for the bias towards the initial 0 and 1, also after a restart.
+- ReDo: redrawn units keep the moments of their biases and Adam's one step count, as in the program; this makes steps of
+  up to 6.6 learning rates. The program draws Xavier-uniform weights; here they come from the network's own initialiser.
 - Continual backprop: the paper's formulas on activations after the step, and in `experiments.run` an Adam with a step
-  count for each entry, zeroed at a reset, as the program's (`sp_jax.optimizer_state`); there nothing is absorbed, since
-  the mean is zeroed first, and Adam's eps joins the uncorrected root.
+  count for each entry, zeroed at a reset, as the program's (`sp_jax.transforms.optimizer_state`). The program adds
+  nothing to the next layer's biases, as it zeroes the mean first, and adds Adam's eps to the uncorrected root.
 
 In `experiments.run` all of them start each round with a new optimiser and, unless `--statistics` says otherwise, new
 running statistics, as in the experiments of Ash and Adams: DASH's and FIRE's authors keep the statistics.
 
 Scalars (strength, decay, shrink, threshold, rate, …) may be traced under `jit`, `vmap` and `scan`. Leaves are computed
 in at least float32 and returned in their own dtype; those that are not floating or complex stay as they are. DASH and
-FIRE must know what the axes of a kernel are: where their number does not tell, they ask (`kinds`).
+FIRE need the role of each axis of a kernel: where the number of axes does not determine it, `kinds` must.
 """
 
 from sp_jax.plasticity.continual_backprop import Utility, continual_backprop, init_utility

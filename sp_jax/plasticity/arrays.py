@@ -1,4 +1,4 @@
-"""Arithmetic that the methods share: in at least float32, safe where a vector is zero."""
+"""Arithmetic that the methods share: in at least float32, well defined for zero vectors."""
 
 import chex
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from sp_jax.transforms import like
 
 
 def widen(x: chex.Array) -> chex.Array:
-    """The array in its own dtype or float32, whichever is wider."""
+    """Return the array in its own dtype or float32, whichever is wider."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def exponential_average(average: chex.Array, value: chex.Array, decay: chex.Numeric) -> chex.Array:
-    """decay · average + (1 - decay) · value, in the dtype of `average`.
+    """Return decay · average + (1 - decay) · value, in the dtype of `average`.
 
     Args:
       average: any shape.
@@ -26,7 +26,7 @@ def exponential_average(average: chex.Array, value: chex.Array, decay: chex.Nume
 
 
 def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
-    """x / ‖x‖ over some axes; zero where x is zero.
+    """Return x / ‖x‖ over some axes; zero where x is zero.
 
     Args:
       x: any shape.
@@ -37,7 +37,7 @@ def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     """
     x = widen(x)
     tiny = jnp.finfo(x.dtype).tiny
-    # By the largest entry first: the squares of a small gradient would underflow.
+    # Divide by the largest entry first: the squares of a small gradient would underflow.
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
     x = x / jnp.where(largest < tiny, 1, largest)
     norm = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x)), axis=axes, keepdims=True))
@@ -45,7 +45,7 @@ def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
 
 
 def unit_means(activations: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-    """The mean of each unit over the real samples and all positions.
+    """Return the mean of each unit over the real samples and all positions.
 
     Args:
       activations: [B, ..., units].
@@ -62,6 +62,6 @@ def unit_means(activations: chex.Array, mask: chex.Array | None = None) -> chex.
 
 
 def check_output_axis(output_axis: int) -> None:
-    """Raises a ValueError where the axis of a kernel's output units is neither the last nor the first."""
+    """Raise a ValueError where the axis of a kernel's output units is neither the last nor the first."""
     if output_axis not in (0, -1):
         raise ValueError(f"output_axis must be -1 ([..., in, out]) or 0 ([out, in, ...]), got {output_axis}")

@@ -1,4 +1,4 @@
-"""Continual backprop (Dohare et al., Nature 2024): at every step, a few old units of little use are drawn anew."""
+"""Continual backprop (Dohare et al., Nature 2024): at every step, a few mature units of low utility are drawn anew."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from sp_jax.transforms import check_fraction, like
 
 
 class Utility(NamedTuple):
-    """What continual backprop remembers of the units: dictionaries by incoming path."""
+    """The state of continual backprop for each unit: dictionaries by incoming path."""
 
     utility: dict[str, chex.Array]  # [units], running mean of E|h| · mean|w_out|, from zero
     mean_activation: dict[str, chex.Array]  # [units], running mean of E h, from zero
@@ -32,7 +32,7 @@ class Utility(NamedTuple):
 
 
 def init_utility(params: chex.ArrayTree, links: Sequence[Link]) -> Utility:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
       params: pytree of arrays, nested dictionaries.
@@ -67,19 +67,20 @@ def continual_backprop(
     maturity: chex.Numeric = 100,
     mask: chex.Array | None = None,
 ) -> tuple[chex.ArrayTree, Utility, chex.ArrayTree]:
-    """Replaces the fraction ρ of the mature units that is of least use; to call after each step (Dohare et al. 2024).
+    """Replace the fraction ρ of the mature units of least utility; call it after each step (Dohare et al. 2024).
 
     In each layer: age ← age + 1, u ← η·u + (1 - η)·E|h|·mean|w_out|, f ← η·f + (1 - η)·E h; ρ times the number of units
-    of age > m is added to what is pending, and as many units as it has wholes go: those of age > m of the lowest
-    u / (1 - η^age), the first of equal ones. Their incoming weights are drawn, their bias is zero, and the bias of the
-    next layer absorbs f / (1 - η^age) times their outgoing weights, which become zero; u, f and age start again.
+    of age > m is added to the pending fraction, and as many units as its integer part are replaced: those of age > m of
+    the lowest u / (1 - η^age), the first of equal ones. Their incoming weights are drawn anew, their bias becomes zero,
+    and f / (1 - η^age) times their outgoing weights is added to the bias of the next layer before these weights become
+    zero; u, f and age are reset to zero.
 
-    A convolution absorbs the sum over its positions, which is exact away from the padding; a layer without bias (as our
-    convolutions, which a BatchNorm follows) absorbs nothing. For a flattened image, E|h| and mean|w_out| are means over
-    positions before they are multiplied. A bias that absorbs does not count as changed: as in the authors' program, its
-    moments stay. Reset the others with `sp_jax.reset_changed`; that program's Adam counts the steps of each entry and
-    begins those anew too, as `sp_jax.adam_per_entry` does. With Adam's one count a new unit's steps are up to 6.6
-    learning rates long.
+    To the bias of a convolution the sum over its positions is added, which is exact away from the padding; a layer
+    without bias (as our convolutions, which a BatchNorm follows) gets nothing. For a flattened image, E|h| and
+    mean|w_out| are means over positions before they are multiplied. The next layer's bias does not count as changed: as
+    in the authors' program, its moments stay. Reset the others with `sp_jax.reset_changed`; that program's Adam counts
+    the steps of each entry and resets those counts too, as `sp_jax.adam_per_entry` does. With Adam's one count a new
+    unit's steps are up to 6.6 learning rates long.
 
     Args:
       state: from `init_utility`, or from the last step.
@@ -119,7 +120,7 @@ def continual_backprop(
 
 
 def is_any_due(state: Utility, *, rate: chex.Numeric = 1e-4, maturity: chex.Numeric = 100) -> chex.Array:
-    """Whether the next step may replace a unit: else its `fresh_params` are not looked at, and need not be drawn.
+    """Return whether the next step may replace a unit; otherwise its `fresh_params` are not used and need not be drawn.
 
     Args:
       state: before the step.
@@ -146,13 +147,13 @@ def _observe(state, params, activations, links, decay, mask):
 
 
 def _least_useful(utility, eligible, number):
-    """[units] booleans, True for so many of the eligible units, or for all if they are fewer."""
+    """Return [units] booleans, True for the `number` least useful eligible units, or for all if they are fewer."""
     rank = jnp.argsort(jnp.argsort(jnp.where(eligible, utility, jnp.inf)))
     return eligible & (rank < number)
 
 
 def _absorb(params, means, replaced, links):
-    """Adds to the biases of the next layers what the replaced units gave them on average."""
+    """Add the mean contribution of the replaced units to the biases of the next layers."""
     weights = flatten(params)
     for layer, outgoing, _ in links:
         path = leaf_path(weights, outgoing, BIAS)

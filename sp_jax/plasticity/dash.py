@@ -14,10 +14,10 @@ from sp_jax.transforms.filters import embeddings, is_changeable, path_name, pick
 
 
 def average_gradient(average: chex.ArrayTree, gradient: chex.ArrayTree, *, decay: chex.Numeric = 0.3) -> chex.ArrayTree:
-    """G ← (1 - α)·G + α·(-∇L): the running direction of descent (Shin et al. 2024, Algorithm 1).
+    """Return (1 - α)·G + α·(-∇L), the running direction of descent (Shin et al. 2024, Algorithm 1).
 
     Start from zeros, `optax.tree.zeros_like(params)`, and go through the data seen so far in the order of its arrival,
-    one call for each batch, at parameters that stay as they are. The newest batches weigh most.
+    one call for each batch, at fixed parameters. The newest batches weigh most.
 
     Args:
       average: pytree of arrays, G.
@@ -53,7 +53,7 @@ def dash(
     kinds: Kinds | None = None,
     output_axis: int = -1,
 ) -> chex.ArrayTree:
-    """w ← w · clip(cos(G, w), λ, 1): the less weights agree with descent, the more they shrink (Shin et al. 2024).
+    """Return w · clip(cos(G, w), λ, 1): weights shrink the more, the less they agree with descent (Shin et al. 2024).
 
     The cosine is taken for each vector w of a leaf:
 
@@ -62,8 +62,8 @@ def dash(
     - of a linear layer: each output unit, over its inputs;
     - of a bias, or whatever else has one axis or none: the whole leaf.
 
-    The cosine with a zero vector counts as 0. Normalisation layers stay as they are. So do embeddings, of which the
-    paper says nothing: the authors' program changes convolutional and linear layers alone.
+    The cosine with a zero vector counts as 0. Normalisation layers stay as they are. So do embeddings, which the paper
+    does not mention: the authors' program changes only convolutional and linear layers.
 
     Args:
       params: pytree of arrays, named as `sp_jax.filters` knows them.
@@ -80,8 +80,8 @@ def dash(
 
     Raises:
       ValueError: another `output_axis`, λ out of range, trees or shapes that differ (names the path), nothing to
-        shrink; a scale that may be a norm's or not, or a kernel of which it is not certain whether it is a convolution,
-        an attention's or stacked layers (one line that says what to write).
+        shrink; a scale that may or may not be a norm's, or a kernel that may be a convolution, an attention's or
+        stacked layers (one line that says what to write).
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, 1.0], [4.0, 1.0]])}
@@ -112,7 +112,7 @@ def dash(
 
 
 def _check_scales(params):
-    """Raises a ValueError for a scale in a layer that is not known to be a norm."""
+    """Raise a ValueError for a scale in a layer that is not known to be a norm."""
     for layer, leaves in filters.by_layer(params).items():
         for name, leaf in leaves.items():
             path = f"{layer}/{name}".lstrip("/")

@@ -23,11 +23,11 @@ def orthogonalize(
     kinds: Kinds | None = None,
     output_axis: int = -1,
 ) -> chex.ArrayTree:
-    """Replaces each kernel by an orthogonal matrix close to it, at the scale of an initialisation (Han et al. 2026).
+    """Replace each kernel by an orthogonal matrix close to it, at the scale of an initialisation (Han et al. 2026).
 
     X ← W/‖W‖_F, then X ← 1.5·X - 0.5·X·Xᵀ·X (Newton and Schulz), then X·sqrt(d_out/d_in). A convolution is a matrix
-    for each spatial position, each divided by their number too. All singular values go to 1 before the scaling; those
-    below about 1.5^-iterations of the Frobenius norm do not get there. A matrix of zeros stays zero.
+    for each spatial position, each divided by their number too. All singular values tend to 1 before the scaling; those
+    below about 1.5^-iterations of the Frobenius norm do not reach it. A matrix of zeros stays zero.
 
     Args:
       params: pytree of arrays, named as `sp_jax.filters` knows them.
@@ -42,8 +42,8 @@ def orthogonalize(
       A pytree with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: no kernel is picked, another `output_axis`, or a kernel of which it is not certain whether it is a
-        convolution, an attention's or stacked layers (one line that says what to write).
+      ValueError: no kernel is picked, another `output_axis`, or a kernel that may be a convolution, an attention's or
+        stacked layers (one line that says what to write).
 
     >>> import jax.numpy as jnp
     >>> orthogonalize({"kernel": jnp.array([[0.0, 2.0], [-1.0, 0.0]])})["kernel"].round(3)

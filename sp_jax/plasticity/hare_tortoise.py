@@ -1,4 +1,4 @@
-"""Hare and Tortoise (Lee et al., ICML 2024): slow parameters follow the fast, which now and then jump back to them."""
+"""Hare and Tortoise (Lee et al., ICML 2024): slow parameters average the fast, which are periodically reset to them."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from sp_jax.transforms.filters import is_changeable
 
 
 class HareTortoiseState(NamedTuple):
-    """What `hare_tortoise` remembers."""
+    """The state of `hare_tortoise`."""
 
     step: chex.Array  # [] int32, updates made
     slow: chex.ArrayTree  # the tortoise, like the parameters, at least float32
@@ -23,18 +23,18 @@ class HareTortoiseState(NamedTuple):
 def follow(
     slow: chex.ArrayTree, fast: chex.ArrayTree, *, decay: chex.Numeric = 0.999, step: chex.Numeric | None = None
 ) -> chex.ArrayTree:
-    """slow ← μ·slow + (1 - μ)·fast (Lee et al. 2024): parameters, and BatchNorm's running statistics.
+    """Return μ·slow + (1 - μ)·fast (Lee et al. 2024), for parameters and BatchNorm's running statistics.
 
-    Keep `slow` in float32 where `fast` is bfloat16, in which an average of μ = 0.999 would stand still. Leaves that are
+    Keep `slow` in float32 where `fast` is bfloat16, in which an average of μ = 0.999 would not change. Leaves that are
     not floating or complex stay those of `slow`.
 
     Args:
       slow: pytree of arrays, the tortoise.
       fast: pytree of the same structure and shapes, the hare.
-      decay: μ, a scalar in [0, 1]; 1 stands still, 0 copies.
-      step: t >= 1, an integer scalar, the steps that the slow ones have followed, this one included: the weight of fast
-        is then (1 - μ)/(1 - μ^t), with which they don't remember where they began. For running statistics that begin
-        at 0 and 1; the authors' follow plainly, so they need several thousand steps.
+      decay: μ, a scalar in [0, 1]; 1 keeps `slow`, 0 copies `fast`.
+      step: t >= 1, an integer scalar, the number of averaging steps, this one included: the weight of fast is then
+        (1 - μ)/(1 - μ^t), so that the initial value has no weight. For running statistics that begin at 0 and 1; the
+        authors' are not corrected, so they need several thousand steps.
 
     Returns:
       A pytree with the structure, shapes and dtypes of `slow`.
@@ -60,14 +60,14 @@ def follow(
 
 
 def _corrected(decay, step):
-    """1 - (1 - μ)/(1 - μ^t): 0 at the first step, then ever closer to μ; 1 where μ is."""
+    """Return 1 - (1 - μ)/(1 - μ^t): 0 at the first step, then ever closer to μ; 1 where μ is 1."""
     decay = jnp.asarray(decay, float)
     left = 1 - decay**step
     return 1 - jnp.minimum((1 - decay) / jnp.where(left > 0, left, 1), 1)
 
 
 def jumps(step: chex.Numeric, *, every: chex.Numeric, first: chex.Numeric | None = None) -> chex.Array:
-    """Whether the hare jumps back after a step, or an epoch: at first, first + every, first + 2·every, …
+    """Return whether the fast weights jump back after a step, or an epoch: at first, first + every, first + 2·every, …
 
     Args:
       step: integer scalar, made so far.
@@ -87,20 +87,20 @@ def jumps(step: chex.Numeric, *, every: chex.Numeric, first: chex.Numeric | None
 def hare_tortoise(
     inner: optax.GradientTransformation, *, decay: chex.Numeric = 0.999, every: int, first: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimiser: slow parameters follow each step, and every so many steps fast ← slow (Lee et al. 2024).
+    """Wrap an optimiser: slow parameters average each step's, and every so many steps fast ← slow (Lee et al. 2024).
 
-    The outermost transformation, for it has to see the whole update. The slow parameters, `state.slow`, are those to
-    evaluate and to predict with; both start from the same draw. The inner optimiser's state lives on through a jump, of
-    which the paper says nothing.
+    It must be the outermost transformation, as it needs the whole update. The slow parameters, `state.slow`, are those
+    to evaluate and to predict with; both start from the same draw. The inner optimiser's state is kept at a jump, which
+    the paper does not specify.
 
-    An update sees parameters alone. With BatchNorm, let the caller follow its running statistics after each step,
+    An update sees only parameters. With BatchNorm, the caller must average its running statistics after each step,
     `follow(slow, fast, step=state.step)`, and copy the slow ones where `jumps(state.step, every=…, first=…)`.
 
     The authors jump after the epochs 0, 10, 20, … of each task, the first included, and begin each task with a new
     optimiser: `every=10 * steps_per_epoch, first=steps_per_epoch`, and `init` at each task.
 
-    A jump is the update slow - params, so what `optax.apply_updates` makes of it, params + (slow - params), is `slow`
-    up to rounding, in the dtype of the parameters.
+    A jump is the update slow - params, so the result of `optax.apply_updates`, params + (slow - params), is `slow` up
+    to rounding, in the dtype of the parameters.
 
     Args:
       inner: the optimiser of the fast parameters.

@@ -1,8 +1,8 @@
-"""What the axes of a kernel are, for methods that treat a layer as one matrix, or as many (DASH, FIRE).
+"""The roles of a kernel's axes, for methods that treat a layer as one matrix, or as many (DASH, FIRE).
 
-Of two axes a kernel is a linear layer, of four a convolution where its window is square and its bias, if there is one,
-has one axis. All others are asked for: an attention's query is one matrix, `{"query": ("in", "out", "out")}`, the same
-layer stacked by `scan` or `vmap` one for each, `{"block/dense": ("stacked", "in", "out")}`.
+A kernel of two axes is a linear layer, one of four a convolution where its window is square and its bias, if there is
+one, has one axis. All others must be declared: an attention's query is one matrix, `{"query": ("in", "out", "out")}`, a
+layer stacked by `scan` or `vmap` is one matrix for each, `{"block/dense": ("stacked", "in", "out")}`.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,20 +31,20 @@ Kinds = Mapping[str | Callable, tuple[str, ...]]  # from the name of a layer, or
 def axis_roles(
     params: chex.ArrayTree, picked: chex.ArrayTree, *, kinds: Kinds | None = None, output_axis: int = -1
 ) -> dict[str, tuple[str, ...]]:
-    """Names the role of each axis of each leaf that is picked.
+    """Return the role of each axis of each leaf that is picked.
 
     Args:
       params: pytree of arrays.
       picked: pytree like `params` of booleans.
-      kinds: for kernels that aren't certain, from a layer (as `sp_jax.layer` names it, or any filter) to a role for
-        each axis: "stacked" (layers apart from one another), "spatial" (of a convolution's window), "in" or "out".
+      kinds: for ambiguous kernels, from a layer (as `sp_jax.layer` names it, or any filter) to a role for each axis:
+        "stacked" (separate layers), "spatial" (of a convolution's window), "in" or "out".
       output_axis: -1 where kernels are [..., in, out], 0 where [out, in, ...]; of those that `kinds` doesn't name.
 
     Returns:
       By path; a bias, and whatever has fewer than two axes, is "whole", save for the stacked axes of its layer.
 
     Raises:
-      ValueError: a kernel is not certain and not named, a role is unknown or missing, their number is not that of the
+      ValueError: a kernel is ambiguous and not named, a role is unknown or missing, their number is not that of the
         axes, or a name matches no kernel; one line.
     """
     layers, found = by_layer(params), {}
@@ -60,7 +60,7 @@ def axis_roles(
 
 
 def vector_axes(roles: tuple[str, ...]) -> tuple[int, ...]:
-    """Picks the axes of one vector of DASH: a window, where there is one, else the inputs of a unit; all of a bias.
+    """Return the axes of one vector of DASH: a window, where there is one, else the inputs of a unit; all of a bias.
 
     Args:
       roles: of a leaf, from `axis_roles`.
@@ -76,7 +76,7 @@ def vector_axes(roles: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _matching(leaves, layers, kinds):
-    """(path, key, roles) of the kernels that `kinds` names, checked; the first name that fits counts."""
+    """Yield (path, key, roles) of the kernels that `kinds` names, checked; the first name that fits applies."""
     kernels = [(path, x) for path, x in leaves if is_changeable(x) and jnp.ndim(x) > 1 and not norms(path, x)]
     kernels = [(path, x) for path, x in kernels if not _is_bias(path, x, layers)]
     taken = set()
@@ -106,7 +106,7 @@ def _layers_bias(path, layers):
 
 
 def _stacked(path, leaf, layers, given):
-    """The axes of a bias that are its layer's stacked ones."""
+    """Return the axes of a bias that are its layer's stacked ones."""
     prefix = path.rpartition("/")[0]
     for other, (_, roles) in given.items():
         kept = [role for role in roles if role in ("stacked", "out")]
@@ -134,5 +134,5 @@ def _certain(path, leaf, layers, output_axis):
 
 
 def _is_one_axis(bias, size):
-    """Whether a bias is one number for each output; Equinox's of convolutions are [out, 1, 1]."""
+    """Return whether a bias is one number for each output; Equinox's of convolutions are [out, 1, 1]."""
     return int(np.prod(jnp.shape(bias))) == max(jnp.shape(bias), default=1) == size

@@ -13,13 +13,13 @@ from sp_jax.transforms.filters import is_changeable
 
 
 class L2InitState(NamedTuple):
-    """What `l2_init` remembers."""
+    """The state of `l2_init`."""
 
     initial_params: chex.ArrayTree  # θ₀, like the parameters
 
 
 def l2_init(strength: chex.Numeric) -> optax.GradientTransformation:
-    """Adds 2·c·(θ - θ₀) to the gradient: that of the loss + c·‖θ - θ₀‖² (Kumar et al. 2023).
+    """Add 2·c·(θ - θ₀) to the gradient, which is that of the loss + c·‖θ - θ₀‖² (Kumar et al. 2023).
 
     This is the paper's formula, on all parameters. The authors' program has (c/2)·‖θ - θ₀‖² and leaves normalisation
     layers out: c here is 2c there.
@@ -35,7 +35,7 @@ def l2_init(strength: chex.Numeric) -> optax.GradientTransformation:
       An `optax.GradientTransformation`.
 
     Raises:
-      ValueError: of its `update`: no `params` are given, or others than `init` saw (names the path).
+      ValueError: in its `update`: no `params` are given, or of another structure than in `init` (names the path).
 
     >>> import jax.numpy as jnp
     >>> optimizer = optax.chain(l2_init(0.5), optax.sgd(1.0))
@@ -65,7 +65,7 @@ def l2_init(strength: chex.Numeric) -> optax.GradientTransformation:
 
 
 def l2_init_penalty(params: chex.ArrayTree, initial_params: chex.ArrayTree) -> chex.Array:
-    """‖θ - θ₀‖², the sum of all squared differences (Kumar et al. 2023); for the loss, times a strength.
+    """Return ‖θ - θ₀‖², the sum of all squared differences (Kumar et al. 2023), to add to the loss times a strength.
 
     Args:
       params: pytree of arrays, θ.

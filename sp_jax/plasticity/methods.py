@@ -1,14 +1,14 @@
-"""The methods that act while a lane trains, in one form, so that the engine can run any of them.
+"""The methods that act while a lane trains, with one interface, so that the engine can run any of them.
 
-A `Method` is a few pure functions on the training state; what it remembers lies in `TrainState.memory` and lasts from
-round to round. Its `strength` is its one setting, traced; `default_strength` is the published one.
+A `Method` is a few pure functions on the training state; its own state is `TrainState.memory` and persists from round
+to round. Its `strength` is its one setting, traced; `default_strength` is the published one.
 
     method.init(key, model, params, batch_stats) -> memory
     method.gradient(state, gradient, strength) -> gradient
     method.after_step(model, optimizer, state, inputs, mask, strength) -> state
     method.after_epoch(state) -> state
     method.restarted(restart, state) -> state: `restart(state) -> state`, between two rounds
-    method.evaluated(state) -> state: what is evaluated, and used
+    method.evaluated(state) -> state: the one that is evaluated and used
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ REDO_STEPS = 1000  # ReDo: steps between two searches, as in its paper
 
 
 class Method(NamedTuple):
-    """What a method does while a lane trains; by default nothing."""
+    """The functions of a method that acts while a lane trains; by default they do nothing."""
 
     init: Callable = lambda key, model, params, batch_stats: ()
     gradient: Callable = lambda state, gradient, strength: gradient
@@ -42,7 +42,7 @@ class Method(NamedTuple):
     default_strength: float = 0.0
     symbol: str = ""  # of the strength, in the method's paper
     label: str = "none"  # in tables and legends
-    needs_links: bool = False  # whether the model must say where its units' weights lie
+    needs_links: bool = False  # whether the model must have `links`
     steps_per_entry: bool = False  # whether its optimiser counts the steps of each entry, as `training.adam_per_entry`
 
 
@@ -58,8 +58,8 @@ def _start_together(key, model, params, batch_stats):
 
 
 def _tortoise_follows(model, optimizer, state, inputs, mask, strength):
-    """Parameters follow plainly, as the authors'. Statistics would remember 0 and 1, with which they begin, for
-    thousands of steps, and no network has those: they follow with a weight that lets them forget it at once."""
+    """Update the slow weights. Parameters are a plain exponential average, as the authors'. The average of statistics
+    is corrected for its initial 0 and 1, which would otherwise influence it for thousands of steps."""
     (params, batch_stats), step = state.memory["slow"], state.memory["step"] + 1
     params = follow(params, state.params, decay=strength)
     batch_stats = follow(batch_stats, state.batch_stats, decay=strength, step=step)
@@ -79,8 +79,8 @@ def _tortoise(state):
 
 
 def _both_restarted(restart, state):
-    """Each by itself; the epochs of a round are counted anew, and so are the steps where the tortoise's statistics are
-    those of a new network, whatever the restart did to get them."""
+    """Restart fast and slow weights separately. The epochs of a round are counted anew; so are the steps where the slow
+    statistics after the restart equal those of a new network."""
     hare, tortoise = restart(state), restart(_tortoise(state))
     pairs = zip(*map(jax.tree.leaves, (tortoise.batch_stats, hare.memory["first_stats"])), strict=True)
     begun = jnp.all(jnp.array([jnp.all(a == b) for a, b in pairs if is_changeable(a)], bool))
@@ -97,7 +97,7 @@ def _links(model):
 
 
 def _redraw(model, optimizer, state, replace, due):
-    """Redraws units: the state after `replace(fresh_params) -> (params, changed)`, moments of what changed reset."""
+    """Redraw units by `replace(fresh_params) -> (params, changed)`, and reset the moments of the changed entries."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.memory["key"]), state.memory["step"])
     params, changed = replace(jax.lax.cond(due, lambda: model.init(key)[0], lambda: state.params))
     opt_state = reset_changed(state.opt_state, optimizer.init(params), params, changed)
@@ -180,6 +180,6 @@ METHODS = {
 
 
 def check_method(method: Method, model: Model) -> None:
-    """Raises a ValueError where a method of units meets a model that does not say where they are."""
+    """Raise a ValueError where a method on units gets a model without `links`."""
     if method.needs_links and not model.links:
         raise ValueError("this method re-draws hidden units, and the model has none with a single reader (no links)")

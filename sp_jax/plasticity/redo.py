@@ -1,4 +1,4 @@
-"""ReDo (Sokar et al., ICML 2023): now and then, dormant units are drawn anew."""
+"""ReDo (Sokar et al., ICML 2023): dormant units are periodically drawn anew."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from sp_jax.plasticity.units import Link, check_activations, check_links, replac
 
 
 def dormancy(activations: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-    """s_i = E|h_i| / mean_k E|h_k|, a unit's share in its layer's activation (Sokar et al. 2023, Definition 3.1).
+    """Return s_i = E|h_i| / mean_k E|h_k|, each unit's share of its layer's activation (Sokar et al. 2023, Def. 3.1).
 
     Args:
       activations: [B, ..., units], after the activation function; the mean is over samples and positions.
@@ -37,19 +37,19 @@ def redo(
     threshold: chex.Numeric = 0.025,
     mask: chex.Array | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """Draws the units with s_i <= τ anew: fresh incoming weights, bias and outgoing weights zero (Sokar et al. 2023).
+    """Draw the units with s_i <= τ anew: fresh incoming weights, bias and outgoing weights zero (Sokar et al. 2023).
 
-    With τ = 0 only dead units go, and unless a norm mixes units the network's function does not change on the batch. A
-    layer that is zero throughout goes as a whole. Reset the optimiser's moments with `sp_jax.reset_changed`. The
-    authors' program keeps those of the biases (`sp_jax.plasticity.units.without_biases`) and Adam's step count, so that
-    the first steps of a unit's new weights are up to 6.6 learning rates long; `sp_jax.optimizer_state` says why, and
-    has an Adam without that.
+    With τ = 0 only dead units are redrawn, and unless a norm mixes units the network's function does not change on the
+    batch. A layer whose activations are all zero is redrawn as a whole. Reset the optimiser's moments with
+    `sp_jax.reset_changed`. The authors' program keeps those of the biases (`sp_jax.plasticity.units.without_biases`)
+    and Adam's step count, so that the first steps of a unit's new weights are up to 6.6 learning rates long;
+    `sp_jax.transforms.optimizer_state` explains it and has an Adam without this effect.
 
     Args:
       params: pytree of arrays, nested dictionaries.
       fresh_params: pytree of the same structure and shapes: the network drawn with a new key for each call.
       activations: [B, ..., units] for each incoming path, after the activation function.
-      links: the layers whose units may go; static.
+      links: the layers whose units may be redrawn; static.
       threshold: τ, a scalar.
       mask: [B] booleans, False marks padding; None where all samples are real.
 

@@ -1,5 +1,5 @@
-"""Hidden units that are drawn anew: where their weights lie (`Link`), and what happens to them (ReDo,
-Sokar et al. 2023; continual backprop, Dohare et al. 2024)."""
+"""Redrawing of hidden units: the paths of their weights (`Link`), and their replacement (ReDo, Sokar et al. 2023;
+continual backprop, Dohare et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,23 +19,23 @@ class Link(NamedTuple):
     """A hidden layer whose units can be drawn anew, and the one layer that reads them; paths within the parameters.
 
     For the MLP `Link("hidden_0", "hidden_1")` and `Link("hidden_1", "head")`; for a block of the ResNet
-    `Link("stage_0_block_0/conv_0", "stage_0_block_0/conv_1", norm="stage_0_block_0/norm_0")`. Channels that meet a
+    `Link("stage_0_block_0/conv_0", "stage_0_block_0/conv_1", norm="stage_0_block_0/norm_0")`. Channels that join a
     shortcut are read by several layers, so they have no link.
 
     Names and axes are those of Flax or of Haiku, `Link("mlp/~/linear_0", "mlp/~/linear_1")`; Equinox's kernels,
-    [out, in, ...], would have to be turned first.
+    [out, in, ...], would have to be transposed first.
 
     `outgoing` reads the units as the channels of a convolution, or as a linear layer, of a flattened [..., units] too:
     input p · units + i is unit i at position p.
     """
 
     incoming: str  # the layer of the units: `kernel` (Haiku: `w`) [..., units], perhaps `bias` (`b`) [units]
-    outgoing: str  # the layer that alone reads them: `kernel` [..., units, out], or [positions * units, out]
+    outgoing: str  # the only layer that reads them: `kernel` [..., units, out], or [positions * units, out]
     norm: str | None = None  # the normalisation between the two, `scale` or `bias` (`offset`) [units]
 
 
 def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
-    """Checks that links fit the parameters.
+    """Check that links fit the parameters.
 
     Args:
       params: pytree of arrays, nested dictionaries.
@@ -79,7 +79,7 @@ def _check_sizes(shapes, link):
 
 
 def check_activations(params: chex.ArrayTree, activations: Mapping[str, chex.Array], links: Sequence[Link]) -> None:
-    """Checks that each link has activations of its units.
+    """Check that each link has activations of its units.
 
     Args:
       params: pytree of arrays, nested dictionaries; the links fit it.
@@ -103,12 +103,12 @@ def replace_units(
     replaced: Mapping[str, chex.Array],
     links: Sequence[Link],
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """Draws units anew: fresh incoming weights, bias zero, fresh norm, outgoing weights zero (ReDo, Sokar et al. 2023;
+    """Draw units anew: fresh incoming weights, bias zero, fresh norm, outgoing weights zero (ReDo, Sokar et al. 2023;
     continual backprop, Dohare et al. 2024).
 
     First all incoming weights are drawn, then all outgoing ones zeroed: between two replaced units of consecutive
-    layers the weight is zero, and no replaced unit is heard at first. BatchNorm's running statistics of such a unit are
-    no parameters: they stay the old unit's, unless the caller resets them.
+    layers the weight is zero, and no replaced unit contributes at first. BatchNorm's running statistics of such a unit
+    are no parameters: they stay the old unit's, unless the caller resets them.
 
     Args:
       params: pytree of arrays, nested dictionaries.
@@ -159,7 +159,7 @@ def replace_units(
 
 
 def without_biases(changed: chex.ArrayTree, links: Sequence[Link]) -> chex.ArrayTree:
-    """Leaves the units' biases out of what changed: ReDo's authors keep their moments (Sokar et al. 2023).
+    """Mark the units' biases as unchanged: ReDo's authors keep their moments (Sokar et al. 2023).
 
     Args:
       changed: from `replace_units`.
@@ -177,21 +177,21 @@ def without_biases(changed: chex.ArrayTree, links: Sequence[Link]) -> chex.Array
 
 
 def flatten(params: chex.ArrayTree) -> dict[str, chex.Array]:
-    """The leaves by their paths, "hidden_0/kernel"."""
+    """Return the leaves by their paths, "hidden_0/kernel"."""
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def leaf_path(leaves: Mapping[str, Any], layer: str | None, names: Sequence[str]) -> str:
-    """The path of a layer's parameter, which has one of these names; of the first of them where it has none."""
+    """Return the path of a layer's parameter of one of these names; the path of the first name where it has none."""
     paths = [f"{layer}/{name}" for name in names]
     return next((path for path in paths if path in leaves), paths[0])
 
 
 def rebuild(params: chex.ArrayTree, leaves: Mapping[str, chex.Array]) -> chex.ArrayTree:
-    """A pytree like `params` of the leaves at these paths."""
+    """Return a pytree like `params` of the leaves at these paths."""
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], params)
 
 
 def by_unit(kernel: chex.Array, units: int) -> chex.Array:
-    """An outgoing kernel as [positions, units, out]: the pixels of a convolution, or of a flattened image."""
+    """Reshape an outgoing kernel to [positions, units, out]: the pixels of a convolution, or of a flattened image."""
     return kernel.reshape(-1, units, kernel.shape[-1])

@@ -19,7 +19,7 @@ seen nothing. The key is consumed; only `gaussian_noise` draws from it.
 >>> [round(float(w), 2) for w in state.params["w"]], float(state.opt_state[0])
 ([0.65, 0.65], 0.5)
 
-Where data are streamed (`sp_jax.streaming`) a restart says what it looks at (`Restart`), or gets no batches.
+Where data are streamed (`sp_jax.streaming`), a `Restart` declares which batches it reads; otherwise it gets none.
 """
 
 from sp_jax.restarts.dash import make_dash

@@ -1,4 +1,4 @@
-"""Direction-aware shrinking (DASH, Shin et al., NeurIPS 2024) as a restart: it sweeps the data that have arrived."""
+"""Direction-aware shrinking (DASH, Shin et al., NeurIPS 2024) as a restart, with one pass over the arrived data."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,10 +25,10 @@ def make_dash(
     kinds: Kinds | None = None,
     **policies,
 ) -> Restart:
-    """Makes direction-aware shrinking of the whole training state (DASH, Shin et al., NeurIPS 2024).
+    """Make direction-aware shrinking of the whole training state (DASH, Shin et al., NeurIPS 2024).
 
-    Sweeps the samples in the order of arrival, in chunks, for the running direction of descent G of the old parameters
-    (`sp_jax.plasticity.average_gradient`), then shrinks each weight the more, the less it agrees with G
+    Goes through the samples in the order of arrival, in chunks, for the running direction of descent G of the old
+    parameters (`sp_jax.plasticity.average_gradient`), then shrinks each weight the more, the less it agrees with G
     (`sp_jax.plasticity.dash`; λ is `shrink`, the paper's 0.3). As in the authors' program the gradients are taken in
     evaluation mode, with the old network's statistics, and a chunk is what has arrived in one round. They keep the
     momentum of SGD; here that is `optimizer_state="keep"`.
@@ -79,7 +79,7 @@ def make_dash(
 
 
 class _Chunks(NamedTuple):
-    """How samples in the order of arrival are divided, whatever the batches."""
+    """The division of the samples in the order of arrival into chunks, independent of the batches."""
 
     of: Callable  # of(places, batch_size) -> the chunk of each place
     end: Callable  # end(chunk, batch_size) -> the place after its last sample
@@ -109,8 +109,9 @@ def _start_descent(state):
 
 
 def _descend(model, state, carry, batches, chunks, decay):
-    """G over the chunks of real samples so far, what the open chunk adds up to, its samples, and the batches; padding
-    comes last. A batch that chunks share is gone through once for each, the others' samples masked."""
+    """Return G over the complete chunks of real samples so far, the gradient sum of the unfinished chunk, its number of
+    samples, and the number of batches; padding comes last. A batch that several chunks share is processed once for
+    each of them, with the other chunks' samples masked."""
     size = batches.masks.shape[1]
 
     def loss(params, inputs, mask, labels):

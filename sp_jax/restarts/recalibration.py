@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from sp_jax.transforms.filters import is_changeable
 from sp_jax.types import Model
 
-LARGE = 2.0**20  # a statistic so large that what a batch adds to it does not blur the momentum
-CLOSE = 1e-3  # relative: what a running mean's update differs by from a linear one through rounding
+LARGE = 2.0**20  # a trial value so large that the batch's own statistic hardly affects the momentum
+CLOSE = 1e-3  # relative: how much a running mean's update may differ from a linear one by rounding
 
 
 def recalibrate(
     model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, inputs: chex.Array, masks: chex.Array
 ) -> chex.ArrayTree:
-    """Returns the BatchNorm statistics of these parameters: the mean over the batches of each batch's mean and
+    """Return the BatchNorm statistics of these parameters: the mean over the batches of each batch's mean and
     variance, weighted by its real samples (the cumulative average; running statistics would remember where they began).
 
-    What is no running mean stays as it is: a statistic whose update is not new = m·old + (1 - m)·(of the batch), as the
-    vectors of a spectral norm, a largest value, a count, or Haiku's averages, which correct their beginning.
+    Anything but a running mean stays as it is: a statistic whose update is not new = m·old + (1 - m)·(of the batch), as
+    the vectors of a spectral norm, a maximum, a count, or Haiku's averages, which are corrected for their initial bias.
 
     Args:
       model: its update is tried on three values of the statistics to find each one's momentum.
@@ -46,14 +46,14 @@ def recalibrate(
     statistics = [leaf for p, leaf in zip(picked, leaves, strict=True) if p]
 
     def updated(values, x, mask):
-        """The picked statistics after a batch, from these values of theirs."""
+        """Return the picked statistics after a batch, given their values before it."""
         left = iter(values)
         start = [next(left) if p else leaf for p, leaf in zip(picked, leaves, strict=True)]
         new = jax.tree.leaves(model.apply(params, structure.unflatten(start), x, mask, True)[1])
         return [value for p, value in zip(picked, new, strict=True) if p]
 
     def of_batch(chosen, x, mask):
-        """Each statistic of the batch itself, and the two values of the update that it was found by."""
+        """Return each statistic of the batch itself, and the updates from 0 and from LARGE that it follows from."""
         low, high = (
             updated([jnp.where(c, value, s) for c, s in zip(chosen, statistics, strict=True)], x, mask)
             for value in (0, LARGE)
@@ -61,7 +61,7 @@ def recalibrate(
         return [z / (1 - (o - z) / LARGE) for z, o in zip(low, high, strict=True)], low, high
 
     def are_running(chosen):
-        """Which of the statistics are running means, tried together on the first batch; [S] booleans."""
+        """Return which of the statistics are running means, tested together on the first batch; [S] booleans."""
         x, mask = inputs[0], masks[0]
         own, low, high = of_batch(chosen, x, mask)
         of_one, again = (
@@ -77,7 +77,7 @@ def recalibrate(
 
     every = jnp.ones(len(statistics), bool)
     together = are_running(every)
-    # One that is no running mean may spoil the others, so then each is tried alone.
+    # One that is not a running mean may distort the others' test, so then each is tested alone.
     alone = functools.partial(jax.lax.map, lambda i: are_running(jnp.arange(len(statistics)) == i)[i])
     running = jax.lax.cond(jnp.all(together), lambda: together, lambda: alone(jnp.arange(len(statistics))))
     total, weights = jax.lax.scan(one_batch, [jnp.zeros_like(s) for s in statistics], (inputs, masks))
@@ -87,7 +87,8 @@ def recalibrate(
 
 
 def _is_running_mean(own, low, high, of_one, again):
-    """Whether an update is linear in the old value, forgets some of it, and leaves the batch's own statistic alone."""
+    """Return whether an update is linear in the old value with a momentum in [0, 1), and leaves a value that equals the
+    batch's own statistic unchanged."""
     momentum = (high - low) / LARGE
     linear = jnp.abs(of_one - (low + momentum)) <= CLOSE * (jnp.abs(low) + 1)
     still = jnp.abs(again - own) <= CLOSE * (jnp.abs(own) + 1)

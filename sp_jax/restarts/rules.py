@@ -15,45 +15,45 @@ Rule = Callable[..., chex.ArrayTree]
 
 
 def random_init(key, params, fresh_params, *, shrink=0.0, noise_scale=1.0):
-    """The freshly drawn network: training from scratch. `shrink` and `noise_scale` are not used."""
+    """Return the freshly drawn network: training from scratch. `shrink` and `noise_scale` are not used."""
     del key, shrink, noise_scale
     transforms.check_same(params, fresh_params)
     return fresh_params
 
 
 def warm_start(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
-    """The parameters of the last round. `shrink` and `noise_scale` are not used."""
+    """Return the parameters of the last round. `shrink` and `noise_scale` are not used."""
     del key, fresh_params, shrink, noise_scale
     return params
 
 
 def shrink_perturb(key, params, fresh_params, *, shrink, noise_scale):
-    """λ·θ + σ·fresh on every learned parameter, biases and BatchNorm's scale and offset included (Section 4)."""
+    """Return λ·θ + σ·fresh of every learned parameter, biases, BatchNorm's scale and offset included (Section 4)."""
     del key
     return transforms.shrink_perturb(params, fresh_params, shrink=shrink, noise_scale=noise_scale)
 
 
 def fresh_noise(key, params, fresh_params, *, shrink=1.0, noise_scale):
-    """θ + σ·fresh: noise only, each parameter at the scale of its own initialiser (the row λ = 1 of Figure 8)."""
+    """Return θ + σ·fresh: noise only, each parameter at its own initialiser's scale (the row λ = 1 of Figure 8)."""
     del key, shrink
     return transforms.perturb(params, fresh_params, noise_scale=noise_scale)
 
 
 def gaussian_noise(key, params, fresh_params, *, shrink=1.0, noise_scale):
-    """θ + N(0, σ²): noise only, of one scale for all parameters (Table 4)."""
+    """Return θ + N(0, σ²): noise only, of one scale for all parameters (Table 4)."""
     del fresh_params, shrink
     return transforms.perturb(params, transforms.gaussian_like(key, params), noise_scale=noise_scale)
 
 
 def fire(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
-    """Each kernel made orthogonal (FIRE, `sp_jax.plasticity`). `shrink` and `noise_scale` are not used; see `make_fire`
+    """Make each kernel orthogonal (FIRE, `sp_jax.plasticity`). `shrink` and `noise_scale` are not used; see `make_fire`
     for attention's kernels and stacked layers."""
     del key, fresh_params, shrink, noise_scale
     return plasticity.orthogonalize(params)
 
 
 def make_fire(*, where: Callable | None = None, kinds: Kinds | None = None) -> Rule:
-    """Makes the rule `fire` with a choice of kernels, or for networks whose kernels do not tell what they are.
+    """Make the rule `fire` for chosen kernels, or for networks with kernels whose axes must be declared (`kinds`).
 
     Args:
       where: which kernels change, as for `sp_jax.plasticity.orthogonalize`; by default all.
@@ -71,10 +71,10 @@ def make_fire(*, where: Callable | None = None, kinds: Kinds | None = None) -> R
 
 
 def only_layers(*names: str) -> Rule:
-    """The rule λ·θ + σ·fresh on the named layers alone; the others are warm-started (Figure 14: the last layer).
+    """Make the rule λ·θ + σ·fresh on the named layers alone; the others are warm-started (Figure 14: the last layer).
 
     Args:
-      *names: parts of parameter paths. Which layer is last is the caller's to say: pytrees sort names by the alphabet.
+      *names: parts of parameter paths. The caller names the last layer: pytrees sort names alphabetically.
 
     Returns:
       A rule; it raises a ValueError where no layer has one of these names.

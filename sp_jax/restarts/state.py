@@ -1,4 +1,4 @@
-"""A rule becomes a restart of the whole training state: parameters, statistics, optimiser state."""
+"""Restarts of the whole training state, made from rules for parameters: parameters, statistics, optimiser state."""
 
 import dataclasses
 import functools
@@ -24,28 +24,28 @@ RECALIBRATION_BATCHES = 20  # a restart recalibrates on the first so many batche
 
 
 class DataPass(NamedTuple):
-    """A look at all batches that have arrived, in parts: `finish(update(state, start(state), batches))` restarts."""
+    """A pass over all batches that have arrived, in parts: `finish(update(state, start(state), batches))` restarts."""
 
     start: Callable  # start(state) -> carry
     update: Callable  # update(state, carry, batches) -> carry, with a `Batches` of labels
     finish: Callable  # finish(carry) -> restart
 
 
-@dataclasses.dataclass(frozen=True)  # no tuple: jax.jit holds a weak reference to what it compiles
+@dataclasses.dataclass(frozen=True)  # not a tuple: jax.jit holds a weak reference to the function that it compiles
 class Restart:
-    """A restart of the whole training state, and the data that it looks at; called as `apply` is."""
+    """A restart of the whole training state, and the data that it reads; called as `apply` is."""
 
     apply: Callable[..., TrainState]  # (key, state, fresh, *, shrink, noise_scale, batches=None) -> state
-    num_batches: int = 0  # it looks at the first so many batches that have arrived
-    data_pass: DataPass | None = None  # it looks at all of them, in parts where data are streamed
+    num_batches: int = 0  # it reads the first so many batches that have arrived
+    data_pass: DataPass | None = None  # it reads all of them, in parts where data are streamed
 
     def __call__(self, key, state, fresh, *, shrink, noise_scale, batches=None) -> TrainState:
-        """Restarts a training state; see the module."""
+        """Restart a training state; see the module."""
         return self.apply(key, state, fresh, shrink=shrink, noise_scale=noise_scale, batches=batches)
 
 
 def as_restart(function: Callable[..., TrainState]) -> Restart:
-    """Returns a `Restart` as it is; a plain function of its signature becomes one that gets no data of a stream."""
+    """Return a `Restart` as it is; a plain function of its signature becomes one that gets no streamed data."""
     return function if isinstance(function, Restart) else Restart(function)
 
 
@@ -62,7 +62,7 @@ def make_restart(
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Restart:
-    """Makes a rule for parameters a restart of the whole training state.
+    """Make a restart of the whole training state from a rule for parameters.
 
     `random_init` gives `fresh` as a whole, whatever the policies but `where`: a new network has no past to keep.
 
@@ -73,7 +73,7 @@ def make_restart(
       optimizer_state: `"reset"` ("reinitializing Adam's parameters at each step of learning", Section 2.2), `"keep"`,
         or `"reset_changed"`: only what belongs to parameters that the rule changed (a leaf that it returns as the same
         array is unchanged).
-      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.optimizer_state`.
+      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.transforms.optimizer_state`.
       shapes: where a leaf's shape is not that of the fresh network: `"same"`, an error; `"redraw"`, it is the fresh
         one, as the head of a pre-trained network for a task with other classes (Section 4.2); `"grow"`, the old
         leaf restarted where it lies in the grown one, fresh elsewhere (`sp_jax.growth`).
@@ -143,7 +143,7 @@ def make_restart(
 
 
 def _matched(tree, where):
-    """Which leaves a filter matches; it may be none."""
+    """Return which leaves a filter matches; there may be none."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: filters.matches(where, filters.path_name(path), leaf), tree
     )
@@ -154,7 +154,7 @@ def _chosen(picked, new, old):
 
 
 def _fit(tree, fresh, shapes, how):
-    """A part of the training state in the fresh one's shapes."""
+    """Return a part of the training state in the fresh one's shapes."""
     if shapes == "same":
         return tree
     if shapes == "grow":
@@ -163,7 +163,7 @@ def _fit(tree, fresh, shapes, how):
 
 
 def _undo_where_new(before, params, fresh_params, shapes, how):
-    """The parameters after a rule, freshly drawn where the fitted ones were."""
+    """Return the parameters after a rule, with the freshly drawn values wherever `_fit` had put such values."""
     if shapes == "grow":
         return growth.keep_new(before, params, fresh_params, **how)
     if shapes == "redraw":
@@ -176,4 +176,4 @@ def _go_on(key, state, fresh, *, shrink, noise_scale, batches=None):
     return state
 
 
-no_restart = Restart(_go_on)  # goes on with the training state as it is, statistics and optimiser included
+no_restart = Restart(_go_on)  # continues with the training state as it is, statistics and optimiser included

@@ -1,1 +1,1 @@
-"""What is written to disk: checkpoints, networks, and files that are whole or not there."""
+"""Storage: checkpoints, networks, and atomic writes."""

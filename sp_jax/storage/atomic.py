@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens to the process or the machine, and whoever writes too."""
+"""Atomic writes: a file is complete or absent, even after a crash and with several writers."""
 
 import os
 import pathlib
@@ -6,18 +6,18 @@ import secrets
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file in place of an older one, and waits until it is on the disk.
+    """Write a file in place of an older one, and wait until it is on the disk.
 
-    Of several processes that write it at the same time the last one counts; a reader finds what one of them wrote.
+    Where several processes write it at the same time the last one wins; a reader finds the whole text of one of them.
 
     Args:
-      path: of the file; its folder is there.
+      path: of the file; its folder exists.
       content: all of it; text as UTF-8.
 
     Raises:
       OSError: it cannot be written; the older one is as it was.
     """
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")  # no other writer's
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")  # distinct from other writers' files
     try:
         with open(unfinished, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -31,7 +31,7 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Save and restore where a run stands (Orbax), with a checksum of every file; the newest sound state is what counts."""
+"""Checkpoints of a run (Orbax), with a checksum of every file; a run resumes from the newest valid one."""
 
 import contextlib
 import hashlib
@@ -21,13 +21,13 @@ import orbax.checkpoint as ocp
 
 from sp_jax.storage.atomic import sync_folder, write_whole
 
-FORMAT = 1  # of what is written here; another one is refused
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that decide what a state looks like
+FORMAT = 1  # the version of the format; another one is refused
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that determine the structure of a state
 MANIFEST = "manifest"  # a checksum and a line of JSON
 SECONDS = 180.0  # between two checkpoints in the middle of a round
-LEAST_WORK = 50  # times as long as the last checkpoint took, at least, until the next one: 2 % of the time at most
+LEAST_WORK = 50  # the least interval, in durations of the last checkpoint: saving takes 2 % of the time at most
 LARGE = 2**20  # bytes: a leaf that is saved as an array of its own
-KEPT = 2  # of each kind: where the newest is damaged there is another
+KEPT = 2  # of each kind: one more in case the newest is damaged
 
 logger = logging.getLogger("sp_jax")
 
@@ -37,7 +37,7 @@ class CheckpointError(ValueError):
 
 
 class Point(NamedTuple):
-    """A checkpoint: the states after a round, or what the round after it has come to."""
+    """A checkpoint: the states after a round, or the progress of the round after it."""
 
     number: int  # of rounds that were saved so far
     part: int  # 0 after a round; 1, 2, … in the middle of the next one
@@ -45,20 +45,20 @@ class Point(NamedTuple):
 
 
 class Store:
-    """One folder of checkpoints, each whole or not there at all; older ones are deleted. One process at a time writes
-    into it: runs lock theirs."""
+    """One folder of checkpoints, each complete or absent; older ones are deleted. Only one process at a time may write
+    into it: a run locks its own."""
 
     def __init__(self, folder: str | pathlib.Path, *, write: bool = True, every: float = SECONDS):
-        """Writes nothing yet.
+        """Open the folder; write nothing yet.
 
         Args:
           folder: need not exist.
-          write: of several hosts, which all see the folder, one writes.
+          write: whether to write: where several hosts share the folder, exactly one does.
           every: seconds between two checkpoints in the middle of a round.
         """
         self._folder, self._write, self._every = pathlib.Path(folder).absolute(), write, every
         self._saved, self._took = time.monotonic(), 0.0
-        self._newest = None  # what `resume` has found, or was saved since
+        self._newest = None  # the result of `resume`, or what was saved since
         own = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"store_{own}"
@@ -67,11 +67,11 @@ class Store:
         self._checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
 
     def due(self) -> bool:
-        """Whether it is time for a checkpoint in the middle of a round."""
+        """Return whether it is time for a checkpoint in the middle of a round."""
         return self._write and time.monotonic() - self._saved > max(self._every, LEAST_WORK * self._took)
 
     def save(self, trees: Mapping[str, chex.ArrayTree], note: Mapping[str, Any], *, midway: bool = False) -> None:
-        """Saves pytrees of NumPy arrays by name, atomically, then deletes what is older than needed.
+        """Save pytrees of NumPy arrays by name, atomically, then delete checkpoints that are no longer needed.
 
         Args:
           trees: by the names of groups.
@@ -79,12 +79,12 @@ class Store:
           midway: in the middle of a round.
 
         Raises:
-          CheckpointError: they cannot be written; those before are as they were.
+          CheckpointError: they cannot be written; earlier checkpoints are unchanged.
         """
         if not self._write:
             return
         start, points, (whole, _) = time.monotonic(), self._points(), self.resume()
-        number = whole.number if whole else 0  # a damaged one after it gives way
+        number = whole.number if whole else 0  # a damaged one after it is replaced
         parts = [part for n, part in points if n == number]
         point = Point(number, 1 + max(parts, default=0), note) if midway else Point(number + 1, 0, note)
         path, unfinished = self._path(point[:2]), self._folder / ".unfinished"
@@ -100,7 +100,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
             unfinished.rename(path)
             sync_folder(self._folder)
-        except Exception as error:  # Orbax raises whatever its parts raise
+        except Exception as error:  # Orbax can raise anything
             self._clear()
             what = f"cannot write the checkpoint {path} ({_reason(error)})"
             raise CheckpointError(
@@ -112,24 +112,24 @@ class Store:
         self._took = self._saved - start
 
     def resume(self) -> tuple[Point | None, Point | None]:
-        """The newest sound state: after a round (None is the beginning), and in the middle of the next one (None is its
-        beginning). What is damaged is said in one line.
+        """Return the newest valid checkpoints: after a round (None: the beginning), and in the middle of the next round
+        (None: its beginning). Each damaged one is logged in one line.
 
         Raises:
-          CheckpointError: none of them is sound; or they are of another format.
+          CheckpointError: none of them is valid; or they are of another format.
         """
         if self._newest is None:
             self._newest = self._find()
         return self._newest
 
     def note(self) -> dict[str, Any]:
-        """Of the newest sound state; empty at the beginning."""
+        """Return the note of the newest valid checkpoint; empty at the beginning."""
         whole, part = self.resume()
         newest = part or whole
         return newest.note if newest else {}
 
     def load(self, point: Point, like: Mapping[str, chex.ArrayTree]) -> dict[str, chex.ArrayTree]:
-        """Pytrees of NumPy arrays.
+        """Load the pytrees of a checkpoint, as NumPy arrays.
 
         Args:
           point: from `resume`.
@@ -176,7 +176,7 @@ class Store:
         return whole, part
 
     def _read(self, point):
-        """What a checkpoint says of itself, when its files are what they were."""
+        """Return a checkpoint's manifest, having verified the checksums of its files."""
         path = self._path(point)
         checksum, text = (path / MANIFEST).read_text(encoding="utf-8").splitlines()
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
@@ -194,7 +194,7 @@ class Store:
         return about
 
     def _points(self):
-        """(number, part) of all checkpoints, newest first."""
+        """Return (number, part) of all checkpoints, newest first."""
         paths = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
         found = {path: re.fullmatch(r"(\d+)(?:\.(\d+))?", path.name) for path in paths if path.is_dir()}
         for path, match in found.items():
@@ -207,7 +207,7 @@ class Store:
         return self._folder / (f"{number}.{part}" if part else str(number))
 
     def _prune(self, points, number):
-        """Deletes all but the newest, and of the middles of rounds those of the newest round; `number` were saved."""
+        """Delete all but the newest after rounds, and all in the middle of one but the newest after `number` rounds."""
         whole = sorted((p for p in points if p[1] == 0), reverse=True)[:KEPT]
         parts = sorted((p for p in points if p[0] == number and p[1]), reverse=True)[:KEPT]
         for point in points - {*whole, *parts}:
@@ -229,8 +229,8 @@ def _versions():
 
 
 def _packed(tree):
-    """Large leaves by their place, all small ones as one string of bytes: each array that is saved costs time, and in
-    TensorStore 0.1.86, whose `Spec.to_json` never frees its strings, a little memory too."""
+    """Return large leaves by their index, and all small ones as one string of bytes: each array that is saved costs
+    time, and in TensorStore 0.1.86, whose `Spec.to_json` never frees its strings, a little memory too."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(tree)]
     small = b"".join(x.tobytes() for x in leaves if x.nbytes < LARGE)
     packed = {str(i): x for i, x in enumerate(leaves) if x.nbytes >= LARGE}
@@ -249,7 +249,7 @@ def _unpacked(found, like):
 
 
 def _describe(tree):
-    """Each leaf's dtype and shape, by its path."""
+    """Return each leaf's dtype and shape, by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
@@ -261,7 +261,7 @@ def _checksums(folder):
 
 @contextlib.contextmanager
 def _without_words():
-    """Orbax's threads log the traceback of what is raised anyway."""
+    """Disable absl's logging: Orbax's threads log the traceback of errors that are raised anyway."""
     absl = logging.getLogger("absl")
     absl.disabled, before = True, absl.disabled
     try:
@@ -271,7 +271,7 @@ def _without_words():
 
 
 def _reason(error):
-    """In a few words."""
+    """Return an error's reason in a few words."""
     of_system = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's
     number = int(of_system[1]) if of_system else getattr(error, "errno", None)
     return os.strerror(number) if number else (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A network in one file that other programs read too: safetensors, each array under its path, and a checksum.
+"""A network in one file that other programs can read: safetensors, each array under its path, and a checksum.
 
 >>> import pathlib, tempfile
 >>> import numpy as np
@@ -27,11 +27,11 @@ from sp_jax.storage.atomic import write_whole
 from sp_jax.storage.checkpoints import CheckpointError
 from sp_jax.transforms.filters import path_name
 
-KEY = "sp_jax"  # of the metadata; one alone, as the library writes several in any order
+KEY = "sp_jax"  # of the metadata; only one, as the library writes several in no fixed order
 
 
 class Network(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     params: chex.ArrayTree  # NumPy arrays
     batch_stats: chex.ArrayTree  # of BatchNorm; {} without
@@ -45,7 +45,7 @@ def save(
     *,
     note: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a network, whole or not at all, in place of an older one; the same network gives the same bytes.
+    """Write a network atomically, in place of an older one; the same network gives the same bytes.
 
     Args:
       path: of the file; its folder is made.
@@ -68,7 +68,7 @@ def save(
 
 
 def load(path: str | pathlib.Path, *, like: tuple[chex.ArrayTree, chex.ArrayTree] | None = None) -> Network:
-    """Reads a network back, on any machine, and checks that it is what was written.
+    """Read a network back, on any machine, and verify its checksum.
 
     Args:
       path: of the file.
@@ -98,7 +98,7 @@ def load(path: str | pathlib.Path, *, like: tuple[chex.ArrayTree, chex.ArrayTree
 
 
 def read_note(path: str | pathlib.Path) -> dict[str, Any]:
-    """What a file says of itself; reads no array, checks no checksum.
+    """Return the note of a file, without reading its arrays or verifying its checksum.
 
     Args:
       path: of the file.
@@ -117,7 +117,7 @@ def read_note(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def _named(tree):
-    """Leaves by their path."""
+    """Return leaves by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {path_name(path): leaf for path, leaf in leaves}
     if len(named) < len(leaves):
@@ -126,7 +126,7 @@ def _named(tree):
 
 
 def _nested(arrays):
-    """Dictionaries of dictionaries: the reverse of `_named`."""
+    """Return nested dictionaries: the reverse of `_named`."""
     tree = {}
     for name, array in arrays.items():
         *folders, last = name.split("/")
@@ -138,7 +138,7 @@ def _nested(arrays):
 
 
 def _as(path, arrays, like):
-    """The arrays in the structure of `like`."""
+    """Return the arrays in the structure of `like`."""
     have, want = ({k: (x.dtype, x.shape) for k, x in each.items()} for each in (arrays, _shapes(like)))
     name = next((name for name in {**want, **have} if have.get(name) != want.get(name)), None)
     if name is not None:
@@ -157,7 +157,7 @@ def _is_key(leaf):
 
 
 def _plain(leaf):
-    """A random key as the numbers that it is; all else as it is."""
+    """Return a random key's data as numbers; any other leaf as it is."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
@@ -170,7 +170,7 @@ def _unplain(array, like):
 
 
 def _checksum(arrays, text):
-    """Of names, types, shapes, numbers and the note."""
+    """Return the SHA-256 of names, dtypes, shapes, values and the note."""
     digest = hashlib.sha256(text.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

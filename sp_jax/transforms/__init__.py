@@ -1,7 +1,7 @@
-"""The trick, on one pytree: θ ← λ·θ + σ·(a freshly drawn network) (Ash and Adams 2020, Section 4).
+"""Shrink-perturb on one pytree: θ ← λ·θ + σ·(a freshly drawn network) (Ash and Adams 2020, Section 4).
 
-`filters` says on which leaves, `growth` how a network grows, `periodic` restarts one long run, `optimizer_state` what
-becomes of an optax state.
+`filters` chooses leaves, `growth` restarts onto a grown network, `periodic` restarts inside one long run, and
+`optimizer_state` resets an optax state.
 """
 
 from sp_jax.transforms.arithmetic import (

@@ -1,4 +1,4 @@
-"""The trick, on one pytree: θ ← λ·θ + σ·(a freshly drawn network) (Ash and Adams 2020, Section 4).
+"""Shrink-perturb on one pytree: θ ← λ·θ + σ·(a freshly drawn network) (Ash and Adams 2020, Section 4).
 
 Pure functions on parameter pytrees of any framework. λ (`shrink`) and σ (`noise_scale`) may be Python numbers, or
 scalars traced under `jit`, `vmap` and `scan`; one for all leaves, or one for each label of a group. Only floating and
@@ -29,12 +29,12 @@ def shrink_perturb(
     where: Callable | None = None,
     labels: Labels | None = None,
 ) -> chex.ArrayTree:
-    """Shrinks the parameters and adds a scaled, freshly drawn network (Section 4; "in practice, we add noise by adding
+    """Shrink the parameters and add a scaled, freshly drawn network (Section 4; "in practice, we add noise by adding
     parameters from a scaled, randomly-initialized network").
 
     Draw `fresh_params` anew for every call, from the network's own initialiser and a new key: Gaussian noise of one
-    scale, or the stored first initialisation, is another method. The edges are exact, bit for bit: λ = 1, σ = 0 returns
-    `params`; λ = 0, σ = 1 returns `fresh_params`, also where `params` is NaN or infinite.
+    scale, or the stored first initialisation, is another method. The limiting cases are exact, bit for bit: λ = 1,
+    σ = 0 returns `params`; λ = 0, σ = 1 returns `fresh_params`, also where `params` is NaN or infinite.
 
     Args:
       params: pytree of arrays, the trained θ.
@@ -77,7 +77,7 @@ def shrink_perturb(
 
 
 def _amounts(params, shrink, noise_scale, labels):
-    """A pytree like `params` of (λ, σ), checked."""
+    """Return a pytree like `params` of (λ, σ), checked."""
     if labels is None:
         for name, amount in (("shrink", shrink), ("noise_scale", noise_scale)):
             if isinstance(amount, Mapping):
@@ -107,7 +107,7 @@ def _amounts(params, shrink, noise_scale, labels):
 
 
 def shrink(params: chex.ArrayTree, *, shrink: chex.Numeric, where: Callable | None = None) -> chex.ArrayTree:
-    """Multiplies the parameters by λ: `shrink_perturb` without noise (Section 4, Proposition 1).
+    """Multiply the parameters by λ: `shrink_perturb` without noise (Section 4, Proposition 1).
 
     Args:
       params: pytree of arrays.
@@ -130,7 +130,7 @@ def perturb(
     noise_scale: chex.Numeric,
     where: Callable | None = None,
 ) -> chex.ArrayTree:
-    """Adds σ times a freshly drawn network: `shrink_perturb` without shrinking (the row λ = 1 of Figure 8).
+    """Add σ times a freshly drawn network: `shrink_perturb` without shrinking (the row λ = 1 of Figure 8).
 
     Args:
       params: pytree of arrays.
@@ -148,7 +148,7 @@ def perturb(
 
 
 def gaussian_like(key: chex.PRNGKey, params: chex.ArrayTree) -> chex.ArrayTree:
-    """N(0, 1) noise of one scale for every leaf: p of Section 4's formula, and the noise of Table 4.
+    """Draw N(0, 1) noise of one scale for every leaf: p of Section 4's formula, and the noise of Table 4.
 
     Args:
       key: a PRNG key; consumed. Each leaf draws from its own.
@@ -167,12 +167,12 @@ def gaussian_like(key: chex.PRNGKey, params: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def check_shrink(value: chex.Numeric) -> None:
-    """Raises a ValueError where λ is no scalar, or a number on the host outside [0, 1] or NaN."""
+    """Raise a ValueError where λ is no scalar, or a number on the host outside [0, 1] or NaN."""
     check_fraction("shrink (λ)", value)
 
 
 def check_noise_scale(value: chex.Numeric) -> None:
-    """Raises a ValueError where σ is no scalar, or a number on the host that is negative, infinite or NaN."""
+    """Raise a ValueError where σ is no scalar, or a number on the host that is negative, infinite or NaN."""
     if not _is_scalar(value) or (_is_on_host(value) and not 0 <= value < math.inf):
         raise ValueError(f"noise_scale (σ) must be a finite scalar >= 0, got {value!r}; use jax.vmap for several")
 
@@ -184,7 +184,7 @@ def check_same(
     names: tuple[str, str] = ("params", "fresh_params"),
     advice: str = "draw both from one initialiser",
 ) -> None:
-    """Raises a ValueError that names the first path where two trees differ in structure or in shape, and the advice."""
+    """Raise a ValueError that names the first path where two trees differ in structure or in shape, and the advice."""
     old = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
     new = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(other)}
     for path in [*old, *new]:
@@ -202,13 +202,13 @@ def check_same(
 
 
 def check_fraction(name: str, value: chex.Numeric) -> None:
-    """Raises a ValueError where a value is no scalar, or a number on the host outside [0, 1] or NaN."""
+    """Raise a ValueError where a value is no scalar, or a number on the host outside [0, 1] or NaN."""
     if not _is_scalar(value) or (_is_on_host(value) and not 0 <= value <= 1):
         raise ValueError(f"{name} must be a scalar in [0, 1], got {value!r}; use jax.vmap for several")
 
 
 def like(x: chex.Array, leaf: chex.ArrayTree) -> chex.Array:
-    """An array in the dtype of a leaf, and of a weak type where the leaf has one.
+    """Return an array in the dtype of a leaf, weakly typed where the leaf is.
 
     Args:
       x: any shape.
@@ -220,12 +220,12 @@ def like(x: chex.Array, leaf: chex.ArrayTree) -> chex.Array:
     x = jnp.asarray(x, jnp.result_type(leaf))
     if not getattr(leaf, "weak_type", False):
         return x
-    # Of what is public, `full_like` alone gives a weak type, of scalars.
+    # `full_like` is JAX's only public function that gives a weak type, and only for scalars.
     return jax.vmap(jax.lax.full_like)(jnp.ravel(leaf), jnp.ravel(x)).reshape(x.shape)
 
 
 def _is_scalar(value) -> bool:
-    """Whether it is one real number, traced or not."""
+    """Return whether a value is one real number, traced or not."""
     if isinstance(value, (int, float)):
         return True
     real = hasattr(value, "dtype") and any(jnp.issubdtype(value.dtype, x) for x in (np.integer, np.floating, np.bool_))
@@ -242,7 +242,7 @@ def _shrink_perturb_leaf(old_leaf, fresh, shrink, noise_scale):
     real = jnp.finfo(compute).dtype  # of a complex leaf: λ and σ are real
     lam, sigma = jnp.asarray(shrink, real), jnp.asarray(noise_scale, real)
     old, fresh = jnp.asarray(old_leaf, compute), jnp.asarray(fresh, compute)
-    # Products and sums lose bits at the edges (0 * inf, -0.0 + 0, denormals flushed to 0): select there.
+    # Products and sums lose bits in the limiting cases (0 * inf, -0.0 + 0, denormals flushed to 0): select there.
     kept = jnp.where(lam == 1, old, jnp.where(lam == 0, jnp.zeros((), compute), lam * old))
     noise = jnp.where(sigma == 1, fresh, sigma * fresh)
     mixed = jnp.where(sigma == 0, kept, jnp.where(lam == 0, noise, kept + noise))

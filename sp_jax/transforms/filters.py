@@ -5,12 +5,12 @@ A filter is a predicate on a leaf's path, `"encoder/dense/kernel"`, and on the l
 >>> (kernels & layer("head"))("head/kernel"), (kernels & ~layer("head"))("head/kernel")
 (True, False)
 
-Wherever a filter is expected, any function of a path will do. Nothing guesses which layer is last: pytrees sort names
-by the alphabet, `Dense_10` before `Dense_2`, so the caller names it.
+Wherever a filter is expected, any function of a path will do. The last layer is not inferred: pytrees sort names
+alphabetically, `Dense_10` before `Dense_2`, so the caller names it.
 
 `kernels`, `biases`, `norms` and `embeddings` are disjoint and know the names that Flax Linen, Flax NNX, Equinox and
-Haiku give their parameters. Where a filter is applied to a whole tree (`pick`, `labels`), a normalisation layer whose
-name says nothing of it is found by what it holds: a scale of one axis, perhaps a bias, and nothing else.
+Haiku give their parameters. Where a filter is applied to a whole tree (`pick`, `labels`), a normalisation layer that
+cannot be told by its name is recognised by its parameters: a scale of one axis, perhaps a bias, and nothing else.
 """
 
 import re
@@ -26,44 +26,44 @@ class Filter:
     """A predicate on leaves that composes: `a & b`, `a | b`, `~a`."""
 
     def __init__(self, test: Callable[[str, Any], bool]):
-        """`test(path, leaf)`; the leaf may be None, where only a path is at hand."""
+        """Make a filter of `test(path, leaf)`; the leaf may be None, where only a path is known."""
         self._test = lambda path, leaf, layer: test(path, leaf)
 
     @classmethod
     def of_layers(cls, test: Callable[[str, Any, Mapping[str, Any] | None], bool]) -> "Filter":
-        """`test(path, leaf, layer)`: the leaves of the parameter's layer by their names, None where they aren't at
-        hand."""
+        """Make a filter of `test(path, leaf, layer)`; `layer` maps the names of the parameter's layer to their leaves,
+        and is None where these are not known."""
         made = cls(lambda path, leaf: False)
         made._test = test
         return made
 
     def __call__(self, path: str, leaf: Any = None, layer: Mapping[str, Any] | None = None) -> bool:
-        """Whether the leaf at this path is picked."""
+        """Return whether the leaf at this path is picked."""
         return bool(self._test(path, leaf, layer))
 
     def __and__(self, other: Callable) -> "Filter":
-        """Leaves that both pick."""
+        """Make a filter of the leaves that both pick."""
         return Filter.of_layers(lambda *at: self(*at) and matches(other, *at))
 
     def __or__(self, other: Callable) -> "Filter":
-        """Leaves that either picks."""
+        """Make a filter of the leaves that either picks."""
         return Filter.of_layers(lambda *at: self(*at) or matches(other, *at))
 
     def __invert__(self) -> "Filter":
-        """Leaves that this one does not pick."""
+        """Make a filter of the leaves that this one does not pick."""
         return Filter.of_layers(lambda *at: not self(*at))
 
 
 def matches(where: Callable, path: str, leaf: Any = None, layer: Mapping[str, Any] | None = None) -> bool:
-    """Whether a filter, or any function of a path, picks a leaf."""
+    """Return whether a filter, or any function of a path, picks a leaf."""
     return where(path, leaf, layer) if isinstance(where, Filter) else bool(where(path))
 
 
 def layer(*names: str) -> Filter:
-    """Picks the layers of these names: one part of the path, or several in sequence, is one of them (Figure 14).
+    """Pick the layers of these names: one part of the path, or several in sequence, is one of them (Figure 14).
 
     Args:
-      *names: `"head"` for `"head/kernel"`, or `"encoder/dense"` for `"net/encoder/dense/bias"`; never half a part.
+      *names: `"head"` for `"head/kernel"`, or `"encoder/dense"` for `"net/encoder/dense/bias"`; whole parts only.
 
     Returns:
       A filter.
@@ -75,7 +75,7 @@ def layer(*names: str) -> Filter:
 
 
 def path_matches(pattern: str) -> Filter:
-    """Picks the leaves in whose path the regular expression is found.
+    """Pick the leaves in whose path the regular expression is found.
 
     Args:
       pattern: as for `re.search`.
@@ -98,7 +98,7 @@ _SCALES, _OFFSETS = ("scale", "gamma"), ("offset", "beta")
 
 
 def words(name: str) -> list[str]:
-    """The words of a name, in lower case: divided at underscores, digits and capitals.
+    """Return the words of a name, in lower case: divided at underscores, digits and capitals.
 
     >>> words("RMSNorm_0"), words("bn2d_init")
     (['rms', 'norm'], ['bn', 'd', 'init'])
@@ -107,13 +107,13 @@ def words(name: str) -> list[str]:
 
 
 def layer_and_name(path: str) -> tuple[str, str]:
-    """The innermost layer's name and the parameter's: what an enclosing `PreNormBlock` holds need not be a norm."""
+    """Return the innermost layer's name and the parameter's: parameters in a `PreNormBlock` need not be a norm's."""
     *layers, name = path.split("/")
     return (layers or [""])[-1], name
 
 
 def is_known_norm(path: str, leaf: Any = None, layer: Mapping[str, Any] | None = None) -> bool:
-    """Whether a leaf's layer is a normalisation by its name, or by what it holds."""
+    """Return whether a leaf's layer is a normalisation by its name, or by its parameters."""
     by_name = any(_NORM_WORDS.fullmatch(word) for word in words(layer_and_name(path)[0]))
     names = {layer_and_name(path)[1]: leaf} if layer is None else layer
     if any(name in ("kernel", "w") and _ndim(x) > 1 for name, x in names.items()):
@@ -155,21 +155,21 @@ biases = Filter.of_layers(_is_called(_BIAS))  # of those layers
 
 
 def path_name(path: tuple) -> str:
-    """A leaf's key path as text, `"encoder/dense/kernel"`; the `value` within an NNX variable is left out."""
+    """Return a leaf's key path as text, `"encoder/dense/kernel"`; the `value` within an NNX variable is left out."""
     if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def is_changeable(leaf: Any) -> bool:
-    """Whether a leaf is an array or number that is floating or complex: all that a transform may change."""
+    """Return whether a leaf is a floating or complex array or number: a transform may change only these."""
     if isinstance(leaf, (float, complex)):
         return True
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
-    """The leaves that a transform changes.
+    """Return which leaves a transform changes.
 
     Args:
       params: pytree of arrays.
@@ -199,7 +199,7 @@ def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
 
 
 def by_layer(params: chex.ArrayTree) -> dict[str, dict[str, Any]]:
-    """The leaves of each layer by their names; a layer is what stands before the last slash of a path."""
+    """Return the leaves of each layer by their names; a layer's name is the part of a path before the last slash."""
     layers = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         layer, _, name = path_name(path).rpartition("/")
@@ -208,19 +208,19 @@ def by_layer(params: chex.ArrayTree) -> dict[str, dict[str, Any]]:
 
 
 def layer_of(layers: Mapping[str, Mapping[str, Any]], path: str) -> Mapping[str, Any]:
-    """Of `by_layer`, the layer of a parameter."""
+    """Return the layer of a parameter, from the result of `by_layer`."""
     return layers[path.rpartition("/")[0]]
 
 
 def some_paths(params: chex.ArrayTree, at_most: int = 8) -> str:
-    """The first paths of the leaves that can change, for a message."""
+    """Return the first paths of the leaves that can change, for a message."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [path_name(path) for path, leaf in leaves if is_changeable(leaf)]
     return (", ".join(paths[:at_most]) + (", …" if len(paths) > at_most else "")) or "(none)"
 
 
 def labels(groups: Mapping[str, Callable], *, default: str = "rest") -> Callable[[chex.ArrayTree], chex.ArrayTree]:
-    """Names a group for each leaf, as `optax.partition` and the transforms take it.
+    """Make a function that labels each leaf with its group, as `optax.partition` and the transforms take it.
 
     Args:
       groups: from a label to its filter; the first that picks a leaf wins.
@@ -230,7 +230,7 @@ def labels(groups: Mapping[str, Callable], *, default: str = "rest") -> Callable
       A function from parameters to a pytree of strings.
 
     Raises:
-      ValueError: of that function: a filter is the first to pick nothing at all.
+      ValueError: raised by that function where a group gets no leaf that can change.
 
     >>> label = labels({"head": layer("head"), "biases": biases})
     >>> label({"body": {"kernel": 1.0, "bias": 0.0}, "head": {"kernel": 2.0}})
@@ -247,7 +247,7 @@ def labels(groups: Mapping[str, Callable], *, default: str = "rest") -> Callable
             return found
 
         named = jax.tree_util.tree_map_with_path(name, params)
-        for group in groups if jax.tree.leaves(params) else ():  # optax asks for the labels of no leaves at all
+        for group in groups if jax.tree.leaves(params) else ():  # optax calls it for trees without leaves, too
             if group not in used:
                 raise ValueError(f"group {group!r} has no floating leaf; the paths are: {some_paths(params)}")
         return named

@@ -1,8 +1,9 @@
 """Restarts onto networks that have grown: new classes, wider layers, new layers.
 
-Where all that is new is zero, the grown network computes the old function: the trained weights lie where the layers
-read them. An axis that packs two meanings is declared, or else refused (`sp_jax.layouts`), and so are layers whose
-automatic names move. The paper re-draws a head of other classes (Section 4.2); to keep the old classes is ours.
+Where all new entries are zero, the grown network computes the old function: the trained weights lie where the layers
+read them. An axis that packs two meanings must be declared, or it is refused (`sp_jax.transforms.layouts`), and so are
+layers whose automatic names move. The paper re-draws a head for other classes (Section 4.2); keeping the old classes is
+an extension of this library.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,20 +29,20 @@ def grown(
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[Shape | None, Shape]]:
-    """Tells which leaves grew, and checks that it is certain how.
+    """Return which leaves grew, and check that it is unambiguous how each did.
 
     Args:
       params: pytree of arrays, of the trained network.
       fresh_params: pytree of arrays, of the grown one: all paths of `params`, of no smaller shapes, and maybe more.
-      layouts: how axes are made up that pack two meanings, by path and axis: see `sp_jax.layouts`.
+      layouts: how axes are made up that pack two meanings, by path and axis: see `sp_jax.transforms.layouts`.
       renamed: from the paths of old layers to those of new ones, where they differ; an identical pair confirms.
 
     Returns:
       From the path of each leaf that grew to its old shape, None where it is new, and its new shape.
 
     Raises:
-      ValueError: a leaf that is lost, has other axes, or gets smaller; an axis of which it is not certain how it grows;
-        a new layer among those of automatic names. Names the path, the shapes, and what to write.
+      ValueError: a leaf that is lost, has other axes, or gets smaller; an axis whose growth is ambiguous; a new layer
+        among those of automatic names. Names the path, the shapes, and what to write.
 
     >>> import jax.numpy as jnp
     >>> grown({"head": jnp.ones((4, 10))}, {"head": jnp.ones((4, 12))})
@@ -58,7 +59,7 @@ def grown(
 def differences(
     params: chex.ArrayTree, fresh_params: chex.ArrayTree, *, renamed: Mapping[str, str] | None = None
 ) -> dict[str, tuple[Shape | None, Shape]]:
-    """Tells which leaves grew, like `grown`, but not whether it is certain how."""
+    """Return which leaves grew, like `grown`, without checking that it is unambiguous how."""
     new, before = _shapes(fresh_params), {}
     for path, shape in _shapes(params).items():
         name = layouts_module.rename(path, renamed)
@@ -83,14 +84,14 @@ def expand(
     renamed: Mapping[str, str] | None = None,
     params: chex.ArrayTree | None = None,
 ):
-    """Puts the leaves of `tree` into those of `fresh`; what is new there is taken from `fresh`.
+    """Put the leaves of `tree` into those of `fresh`; the new entries are taken from `fresh`.
 
     Also for BatchNorm statistics and optimiser states, which grow with the parameters.
 
     Args:
       tree: pytree of arrays.
       fresh: pytree of arrays, as `grown` has it.
-      fill: makes of a leaf of `fresh` what stands where it is new; by default the leaf itself.
+      fill: from a leaf of `fresh` to the array whose values the new entries get; by default the leaf itself.
       layouts: as `grown` has it.
       renamed: as `grown` has it.
       params: the old parameters, where `tree` is what belongs to them and so is not checked again: of an optimiser's
@@ -134,16 +135,16 @@ def grow(
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> chex.ArrayTree:
-    """Shrink-perturbs onto a grown network: λ·θ + σ·fresh where both are, the fresh network elsewhere.
+    """Shrink-perturb onto a grown network: λ·θ + σ·fresh where the old network reaches, the fresh network elsewhere.
 
-    What is old in a wider layer is perturbed by fresh parameters of the wider layer: drawn for its own fan-in. `grown`
-    tells which leaves grew.
+    The old entries of a wider layer are perturbed by fresh parameters of the wider layer, drawn for its own fan-in.
+    `grown` tells which leaves grew.
 
     Args:
       params: pytree of arrays, the trained θ.
       fresh_params: pytree of arrays, freshly drawn, as `grown` has it.
-      shrink: λ, a scalar in [0, 1], of what is old.
-      noise_scale: σ >= 0, a scalar, of what is old.
+      shrink: λ, a scalar in [0, 1], of the old entries.
+      noise_scale: σ >= 0, a scalar, of the old entries.
       layouts: as `grown` has it.
       renamed: as `grown` has it.
 
@@ -177,7 +178,7 @@ def keep_new(
     layouts: Layouts | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> chex.ArrayTree:
-    """Returns `mixed` where `params` reach, `fresh_params` in what has grown: undoes there what a rule did to both.
+    """Return `mixed` at the old entries and `fresh_params` at the new ones, undoing a rule's change of the latter.
 
     Args:
       params: pytree of arrays, before they grew.
@@ -206,9 +207,9 @@ def check_function(
     renamed: Mapping[str, str] | None,
     inputs: chex.Array,
 ) -> None:
-    """Checks by a few samples that the grown network computes the old function where all that is new is zero.
+    """Check on a few samples that the grown network computes the old function where all new entries are zero.
 
-    Networks with new layers are not checked, nor are old ones that are not finite.
+    Networks with new layers are not checked, nor are old ones whose logits are not finite.
 
     Args:
       old_model: before it grew.
@@ -250,7 +251,7 @@ def check_function(
 
 
 def _places(name, old, new, layouts):
-    """The index of an old leaf in a grown one."""
+    """Return the index of an old leaf in a grown one."""
     declared = layouts_module.of_leaf(layouts, name, jnp.ndim(new))
     pairs = list(zip(jnp.shape(old), jnp.shape(new), strict=True))
     if not declared:
@@ -259,7 +260,7 @@ def _places(name, old, new, layouts):
 
 
 def _ends(path):
-    """A path and its ends, the longest first."""
+    """Return a path and its suffixes, the longest first."""
     parts = path.split("/")
     return ("/".join(parts[start:]) for start in range(len(parts)))
 

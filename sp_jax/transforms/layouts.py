@@ -1,4 +1,4 @@
-"""How the axes of a network that grows are made up, and which of its layers is which.
+"""Layouts of the axes of a network that grows, and the correspondence of its old layers to new ones.
 
 An axis that holds one thing grows at its end. One that packs two, as the positions and the units of a flattened image,
 two directions, or gates side by side, must be declared, for each leaf (or each layer) and axis:
@@ -10,10 +10,11 @@ two directions, or gates side by side, must be declared, for each leaf (or each 
     }
 
 A tuple is a product of factors, the last one changing fastest; a list has parts side by side, those of -1 of one size.
-A factor or part that -1 does not tell is `Grows(old, new)`. The key `""` stands for all leaves, a longer key for fewer.
+A factor or part whose sizes -1 cannot express is `Grows(old, new)`. The key `""` stands for all leaves, a longer key
+for fewer.
 
-What is not declared is decided by the shapes where they leave no doubt: an input axis grows as some layer's units do,
-units grow as some layer's inputs do or are the one head's. All else is refused.
+An axis that is not declared is inferred from the shapes where they are unambiguous: an input axis grows as some layer's
+units do, units grow as some layer's inputs do or are those of the only head. Everything else is refused.
 """
 
 import itertools
@@ -42,7 +43,7 @@ Layouts = Mapping[str, Mapping[int, Layout]]
 
 
 def of_leaf(layouts: Layouts | None, path: str, ndim: int) -> dict[int, Layout]:
-    """Returns what is declared of a leaf.
+    """Return the declared layouts of a leaf.
 
     Args:
       layouts: see the module; None is nothing.
@@ -68,18 +69,18 @@ def of_leaf(layouts: Layouts | None, path: str, ndim: int) -> dict[int, Layout]:
 
 
 def is_under(path: str, key: str) -> bool:
-    """Whether a key is the path itself, a layer that it lies in, or empty."""
+    """Return whether a key is the path itself, a layer that it lies in, or empty."""
     return not key or f"{path}/".startswith(f"{key}/")
 
 
 def rename(path: str, renamed: Mapping[str, str] | None) -> str:
-    """The path in the grown network of an old leaf; `renamed` from old layers to new ones, the longest key first."""
+    """Return an old leaf's path in the grown network; `renamed` maps old layers to new ones, the longest key wins."""
     key = max((key for key in renamed or () if is_under(path, key)), key=len, default=None)
     return path if key is None else renamed[key] + path[len(key) :]
 
 
 def places(layout: Layout, old: int, new: int) -> np.ndarray:
-    """Finds where the entries of an old axis lie in the grown one.
+    """Return where the entries of an old axis lie in the grown one.
 
     Args:
       layout: of the axis.
@@ -103,7 +104,7 @@ def places(layout: Layout, old: int, new: int) -> np.ndarray:
 
 
 def sizes(layout: Layout, size: int, side: int) -> list[int]:
-    """The factors or parts of an axis of a size, in the old network (`side` 0) or in the grown one (1)."""
+    """Return the factors or parts of an axis of a size, in the old network (`side` 0) or in the grown one (1)."""
     parts = list(layout) if isinstance(layout, (tuple, list)) and not isinstance(layout, Grows) else [layout]
     parts = [part[side] if isinstance(part, Grows) else part for part in parts]
     fixed, open_parts = [part for part in parts if part != -1], parts.count(-1)
@@ -120,7 +121,7 @@ def sizes(layout: Layout, size: int, side: int) -> list[int]:
 
 
 def check_names(old: Shapes, new: Shapes, renamed: Mapping[str, str] | None) -> None:
-    """Checks that layers which are numbered in order keep their numbers where layers are added.
+    """Check that layers which are numbered in order keep their numbers where layers are added.
 
     Args:
       old: shapes by path, of the trained network.
@@ -154,14 +155,14 @@ def _prefixes(path):
 
 
 def _siblings(shapes, parent, stem):
-    """The layers of one parent that are numbered with one stem; Haiku's first has no number."""
+    """Return the layers of one parent that are numbered with one stem; Haiku's first has no number."""
     start = f"{parent}/" if parent else ""
     names = {path[len(start) :].split("/")[0] for path in shapes if path.startswith(start)}
     return [start + name for name in names if re.fullmatch(rf"{re.escape(stem)}(_?\d+)?" if stem else r"\d+", name)]
 
 
 def _matched(known, siblings, old, new):
-    """Old layers by the new ones of the same shapes, themselves first."""
+    """Return a mapping from old layers to new ones of the same shapes, to the layer of the same name where it fits."""
 
     def within(shapes, layer):
         return {path[len(layer) :]: shape for path, shape in shapes.items() if is_under(path, layer)}
@@ -196,7 +197,7 @@ _HOW = "-1 where the new entries follow the old ones, (k, -1) for [k, units], [n
 
 
 def check_layouts(old: Shapes, new: Shapes, layouts: Layouts | None) -> None:
-    """Checks that of each axis that grows it is certain how, by what is declared or by the shapes.
+    """Check that the growth of each axis that grows is unambiguous, by its declaration or by the shapes.
 
     Args:
       old: shapes by path, of the trained network, under the names of the grown one.
@@ -204,8 +205,8 @@ def check_layouts(old: Shapes, new: Shapes, layouts: Layouts | None) -> None:
       layouts: see the module.
 
     Raises:
-      ValueError: a key of `layouts` that names nothing, a layout that does not fit, or an axis of which it is not
-        certain; names the path, the shapes, and what to write.
+      ValueError: a key of `layouts` that names nothing, a layout that does not fit, or an axis whose growth is
+        ambiguous; names the path, the shapes, and what to write.
     """
     for key in layouts or ():
         if not any(is_under(path, key) for path in new):
@@ -214,7 +215,7 @@ def check_layouts(old: Shapes, new: Shapes, layouts: Layouts | None) -> None:
     made = [(each.path, _units(each)) for each in growing if each.role == "units"]
     read = [_units(each) for each in growing if each.role == "input"]
     ends = {each: _units(each) for each in growing if each.role == "units" and _units(each) not in read}
-    for each in sorted(growing, key=lambda each: each.role != "input"):  # first what others hang on
+    for each in sorted(growing, key=lambda each: each.role != "input"):  # inputs first: other axes depend on them
         doubt = each.layout is None and _doubt(each, made, read, ends, new)
         if doubt:
             layer = each.path.rpartition("/")[0]
@@ -241,7 +242,7 @@ def _growing(path, old, new, layouts):
 
 
 def _roles(path, shapes):
-    """What the axes of a leaf are, by its name and its shape."""
+    """Return the role of each axis of a leaf, by its name and its shape."""
     shape, (layer, _, name) = shapes[path], path.rpartition("/")
     leaf = np.broadcast_to(0.0, shape)
     if len(shape) < 2 or filters.biases(path, leaf) or filters.norms(path, leaf):
@@ -256,7 +257,8 @@ def _roles(path, shapes):
 
 
 def _units(each):
-    """The sizes between which the units of an axis grow: of what it packs, the one factor or part that grows."""
+    """Return the old and the new size of the units of an axis: of a packed one, those of the factor or part that
+    grows."""
     if each.layout is None:
         return each.old, each.new
     pairs = zip(sizes(each.layout, each.old, 0), sizes(each.layout, each.new, 1), strict=True)
@@ -264,7 +266,7 @@ def _units(each):
 
 
 def _doubt(each, made, read, ends, paths):
-    """Why it is not certain how an axis grows, and advice; None where it is."""
+    """Return why an axis's growth is ambiguous, and advice; None where it is not."""
     grows = f"axis {each.axis} grows from {each.old} to {each.new}"
     others = [(path, pair) for path, pair in made if path != each.path]
     packed = min(((k, path, *u) for path, u in others if (k := _multiple(each, u))), default=None)
@@ -291,7 +293,7 @@ def _doubt(each, made, read, ends, paths):
 
 
 def _is_attention(path, paths):
-    """Whether a layer is one of attention, by its name; a value's is one where a query's is beside it."""
+    """Return whether a layer belongs to attention, by its name; one named key or value does beside a query's."""
     layer = path.rpartition("/")[0]
     parent, _, name = layer.rpartition("/")
     if _ATTENTION.search(path) or _QUERY.fullmatch(name):
@@ -302,13 +304,13 @@ def _is_attention(path, paths):
 
 
 def _multiple(each, pair):
-    """How many times an axis holds units that grow between the sizes of a pair; 0 where it does not so."""
+    """Return how many times an axis holds units that grow between the sizes of a pair; 0 where it is no multiple."""
     k, rest = divmod(each.old, max(pair[0], 1))
     return k if k > 1 and not rest and each.new == k * pair[1] else 0
 
 
 def merged(first: Layouts | None, second: Layouts | None) -> Layouts | None:
-    """Two declarations as one, the second's entries first; None where there is neither."""
+    """Merge two declarations, the second's entries taking precedence; None where there is neither."""
     if first is None or second is None:
         return second if first is None else first
     return {key: {**first.get(key, {}), **second.get(key, {})} for key in [*first, *second]}

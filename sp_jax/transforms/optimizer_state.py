@@ -1,4 +1,4 @@
-"""What becomes of an optax state, however nested, where some of the parameters are restarted.
+"""Partial resets of an optax state, however nested, where some of the parameters are restarted.
 
 Adam's moments belong to parameters and can be reset with them, leaf by leaf or element by element; a step count belongs
 to all parameters of its transformation at once. No choice of it is exact once only some moments are reset:
@@ -34,7 +34,7 @@ _COPIES = (GetAttrKey("initial_params"), GetAttrKey("slow"))  # of L2InitState a
 
 
 class AdamPerEntryState(NamedTuple):
-    """Adam's moments, and how many steps they have seen: three pytrees like the parameters."""
+    """Adam's moments, and the number of steps of each entry: three pytrees like the parameters."""
 
     count: chex.ArrayTree  # int32
     mu: chex.ArrayTree
@@ -42,7 +42,7 @@ class AdamPerEntryState(NamedTuple):
 
 
 def scale_by_adam_per_entry(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Makes `optax.scale_by_adam` with a step count for each entry, so that entries can be reset one by one.
+    """Make `optax.scale_by_adam` with a step count for each entry, so that entries can be reset one by one.
 
     The count is a part of the state that belongs to its parameter: `reset_changed` resets it with the moments, whatever
     `counts` says, and the bias of moments that begin again at zero is corrected as at the first step. It costs an
@@ -87,7 +87,7 @@ def scale_by_adam_per_entry(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-
 def adam_per_entry(
     learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Makes `optax.adam` with a step count for each entry; see `scale_by_adam_per_entry`.
+    """Make `optax.adam` with a step count for each entry; see `scale_by_adam_per_entry`.
 
     Args:
       learning_rate: η, a scalar or an optax schedule, whose own count is one for all.
@@ -109,7 +109,7 @@ def reset_changed(
     *,
     counts: str = "keep",
 ) -> chex.ArrayTree:
-    """Resets an optax state where parameters changed, and only there.
+    """Reset an optax state where parameters changed, and only there.
 
     A leaf of the state belongs to a parameter if its path ends with the parameter's: so through `chain`, `masked`,
     `partition`, `MultiSteps` (gradients that are being accumulated are reset too) and `inject_hyperparams`.
@@ -172,7 +172,7 @@ def _check_changed(params, changed):
 
 
 def _owners(opt_state, params, changed):
-    """A function from a leaf of the state to its parameter and the change of it, None where it belongs to none."""
+    """Make a function from a leaf of the state to its parameter and that one's `changed`; None where it has none."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_masked)
     leaves = [(path, leaf) for path, leaf in leaves if _is_masked(leaf) or is_changeable(leaf)]
     for tree, change in ((params, changed), _unwrapped(params, changed)):
@@ -188,7 +188,7 @@ def _owners(opt_state, params, changed):
 
 
 def _unwrapped(params, changed):
-    """The parameters that an optimiser is given, of Flax's variables or of those that lookahead has twice."""
+    """Return the parameters that an optimiser is given: `params` of Flax's variables, the fast ones of lookahead's."""
     if isinstance(params, optax.LookaheadParams):
         return params.fast, changed.fast
     if isinstance(params, Mapping) and "params" in params:
@@ -197,8 +197,8 @@ def _unwrapped(params, changed):
 
 
 def _names(path, leaf, known):
-    """The names of the parameters that a leaf of a state belongs to, its path's longest end first; what is masked out
-    may stand for many."""
+    """Yield the names of the parameters that a leaf of a state belongs to, the longest suffix of its path first; a
+    masked node may stand for many."""
     path = path[:-1] if len(path) > 1 and path[-1] == _VALUE else path
     for start in range(len(path)):
         name = path_name(path[start:])
@@ -226,7 +226,7 @@ def _check_owned(known, owned, leaves):
 
 
 def _check_whole(known, leaves):
-    """Refuses a part of the parameters, whose "kernel" would be every layer's: in the state a layer precedes it."""
+    """Raise a ValueError for a part of the parameters, whose "kernel" would match every layer's in the state."""
     for path, leaf in leaves:
         name = None if _is_masked(leaf) else next(_names(path, leaf, known), None)
         start = next((i for i in range(1, len(path)) if path_name(path[i:]) == name), 0)

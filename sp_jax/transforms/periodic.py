@@ -62,9 +62,9 @@ Init = Callable[[chex.PRNGKey], chex.ArrayTree]
 
 
 class PeriodicState(NamedTuple):
-    """What `periodic_restart` remembers: plain arrays, so that any checkpoint library can save them.
+    """The state of `periodic_restart`: plain arrays, so that any checkpoint library can save them.
 
-    To continue a run from it is to run it uninterrupted.
+    A run that continues from it is the same as an uninterrupted one.
     """
 
     step: chex.Array  # [], int32: updates so far
@@ -73,7 +73,7 @@ class PeriodicState(NamedTuple):
 
 
 def is_due(step: chex.Numeric, *, every: chex.Numeric, last_step: chex.Numeric | None = None) -> chex.Array:
-    """Whether a restart follows a step: at every, 2·every, 3·every, …, up to and with `last_step`.
+    """Return whether a restart follows a step: at every, 2·every, 3·every, …, up to and with `last_step`.
 
     Args:
       step: integer scalar, steps made so far; 0, before the first, is never due. May be traced, as the others.
@@ -112,11 +112,11 @@ def restart_at(
     where: Callable | None = None,
     labels: arithmetic.Labels | None = None,
 ) -> chex.ArrayTree:
-    """Shrink-perturbs the parameters where a restart is due, and returns them bit for bit where it is not.
+    """Shrink-perturb the parameters where a restart is due, and return them bit for bit where it is not.
 
-    Call it after `optax.apply_updates`, with the number of steps made. All of `shrink_perturb` holds: the edges are
-    exact, so λ = 0, σ = 1 gives the fresh network also where parameters are NaN. BatchNorm's statistics and the
-    optimiser's state are no parameters: reset them yourself where `is_due`.
+    Call it after `optax.apply_updates`, with the number of steps made. All of `shrink_perturb` holds: the limiting
+    cases are exact, so λ = 0, σ = 1 gives the fresh network also where parameters are NaN. BatchNorm's statistics and
+    the optimiser's state are no parameters: reset them yourself where `is_due`.
 
     Between restarts the draw costs nothing: it is under `jax.lax.cond`. Under a `vmap` that maps `step`, `every` or
     `last_step`, both branches run at every step, as always; one that maps λ, σ, the key or the parameters is as cheap.
@@ -179,7 +179,7 @@ def periodic_restart(
     optimizer_state: str = "keep",
     counts: str = "keep",
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser that shrink-perturbs the parameters after its updates number every, 2·every, 3·every, …
+    """Make an optimiser that shrink-perturbs the parameters after its updates number every, 2·every, 3·every, …
 
     At a restart the update leads to λ·(θ + u) + σ·fresh, where u is the inner optimiser's update; at other steps, and
     for leaves that do not change (not picked, or λ = 1 and σ = 0), it is u, bit for bit. Put it outermost, or last in
@@ -191,7 +191,7 @@ def periodic_restart(
     - The update is added: the parameters become p + (new - p), which is rounded. λ = 0, σ = 1 is the fresh network
       only to rounding, relative to the larger of p and new.
     - NaN and infinite parameters stay so, since NaN + x is NaN.
-    - BatchNorm's statistics are not an optimiser's to see: reset or recalibrate them yourself where
+    - An optimiser does not see BatchNorm's statistics: reset or recalibrate them yourself where
       `is_due(state.step, every=…)` of the new state.
 
     Between restarts the draw costs nothing, except under a `vmap` that maps the state's step: there it is made at every
@@ -211,7 +211,7 @@ def periodic_restart(
       optimizer_state: what becomes of the inner state at a restart. `"keep"`: nothing; `"reset"`: `inner.init` of the
         new parameters, all of it (schedules, injected hyperparameters and seeds begin anew too); `"reset_changed"`:
         only what belongs to leaves that change.
-      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.optimizer_state`.
+      counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.transforms.optimizer_state`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `PeriodicState`; its update needs the parameters. Updates are
@@ -235,7 +235,7 @@ def periodic_restart(
     [1.25]
     [0.25]
     """
-    is_due(0, every=every, last_step=last_step)  # mistakes show here, not in a long run
+    is_due(0, every=every, last_step=last_step)  # raises for invalid arguments before a long run
     for name, value, known in (("optimizer_state", optimizer_state, OPTIMIZER_STATES), ("counts", counts, COUNTS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -259,7 +259,7 @@ def periodic_restart(
             new = arithmetic.shrink_perturb(optax.apply_updates(params, updates), fresh, **rule)
             changed = _changed(params, **rule)
             leading = jax.tree.map(_update_towards, changed, new, params, updates)
-            new = optax.apply_updates(params, leading)  # what the caller will hold, rounding included
+            new = optax.apply_updates(params, leading)  # the caller's parameters, rounding included
             return leading, _restarted_state(inner, inner_state, new, changed, optimizer_state, counts)
 
         due = is_due(step, every=every, last_step=last_step)
@@ -278,7 +278,7 @@ def _check_integer(name, value, least, advice):
 
 
 def _cond(due, restarted, kept):
-    """`jax.lax.cond` where it is traced; outside, where it would compile anew at every call, the due one of the two."""
+    """Call `jax.lax.cond` where `due` is traced, else the due branch: outside `jit`, `cond` compiles at every call."""
     if isinstance(due, jax.core.Tracer):
         return jax.lax.cond(due, restarted, kept)
     return restarted() if due else kept()
@@ -289,7 +289,7 @@ def _at(picked, leaves):
 
 
 def _changed(params, shrink, noise_scale, where, labels):
-    """A pytree like `params`: whether a leaf is picked and its (λ, σ) is not (1, 0); booleans, traced as they are."""
+    """Return a pytree like `params`: whether a leaf is picked and its (λ, σ) is not (1, 0); traced where λ or σ is."""
     picked = filters.pick(params, where)
     if labels is None:
         return jax.tree.map(lambda p: p and (shrink != 1) | (noise_scale != 0), picked)
@@ -298,19 +298,19 @@ def _changed(params, shrink, noise_scale, where, labels):
 
 
 def _widened(update, param):
-    """An update in which differences of parameters can be told."""
+    """Return an update in the wider of its own dtype and the parameter's."""
     return jnp.asarray(update, jnp.promote_types(jnp.result_type(update), jnp.result_type(param)))
 
 
 def _update_towards(changed, new, old, update):
-    """The update from `old` to `new`, in the update's dtype; where nothing changes, the update as it is."""
+    """Return the update from `old` to `new`, in the update's dtype; where nothing changes, the update as it is."""
     if changed is False:
         return update
     return jnp.where(changed, jnp.asarray(new, update.dtype) - jnp.asarray(old, update.dtype), update)
 
 
 def _restarted_state(inner, state, params, changed, policy, counts):
-    """The inner optimiser's state after a restart, in the dtypes that it has come to have."""
+    """Return the inner optimiser's state after a restart, in the dtypes of the state before it."""
     if policy == "keep":
         return state
     fresh = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), inner.init(params), state)

@@ -1,7 +1,7 @@
-"""The few plots that serve every figure: PNG and SVG, in one style.
+"""The plots for all figures, as PNG and SVG, in one style.
 
-All have one signature, (rows, curves, folder, **options) -> the PNGs written, save that `beside_the_paper` takes the
-paper's numbers for curves. The first line of each docstring is the figure's caption in a report.
+All have one signature, (rows, curves, folder, **options) -> the PNGs written, except that `beside_the_paper` takes the
+paper's numbers in place of curves. The first line of each docstring is the figure's caption in a report.
 """
 
 from experiments.reporting.plotting.epochs import gradient_norms, learning_curves

@@ -12,7 +12,7 @@ from experiments.reporting.plotting import style
 from experiments.reporting.summary import TASK, Line, by_line, complete, label, trained
 
 INK = "#333333"
-# Where a text may stand, as offsets from its point (in points), the best first: the front rises to the right.
+# Candidate positions of a text, as offsets from its point (in points), the best first: the front rises to the right.
 SIDES = ((-1, 1), (1, -1), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1))
 NEAR = 9
 OFFSETS = np.array([(reach * x, reach * y) for reach in (NEAR, 18, 28, 40) for x, y in SIDES])
@@ -29,7 +29,7 @@ class Point(NamedTuple):
 
     @property
     def at(self) -> tuple[float, float]:
-        """The means: cost, accuracy."""
+        """The mean cost and the mean accuracy."""
         return float(np.mean(self.costs)), float(np.mean(self.accuracies))
 
 
@@ -37,7 +37,7 @@ class Point(NamedTuple):
 def pareto(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Accuracy after the last round against the samples visited in all rounds, and the Pareto front of the means.
 
-    A panel for each data set, model and optimiser. Lines that have not come to the last round are left out, and those
+    A panel for each data set, model and optimiser. Lines that have not finished the last round are left out, and those
     that did not converge and are far below all that did.
     """
     del curves
@@ -55,14 +55,14 @@ def pareto(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
             ax.set_title(", ".join(value for _, value in task), fontsize=10)
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     style.legend(figure, list(handles.values()), list(handles))
-    figure.draw_without_rendering()  # settles where the points are
+    figure.draw_without_rendering()  # fixes the positions of the points
     for ax, points in zip(axes, tasks.values(), strict=True):
         _label(ax, points)
     return [style.save(figure, folder, "pareto")]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other beats by being as cheap and as accurate, and better in one of the two.
+    """Return which points no other beats by being as cheap and as accurate, and better in one of the two.
 
     Args:
       points: cost and accuracy of each.
@@ -90,19 +90,19 @@ def _points(rows):
 
 
 def _trained(points):
-    """Leaves out what was too small to be trained, which would flatten all others."""
+    """Leave out the points that did not learn their samples, which would compress the scale of all others."""
     kept = trained([point.at[1] for point in points], [point.converged for point in points])
     return [point for point, keep in zip(points, kept, strict=True) if keep]
 
 
 def _factor(points):
-    """Thousands or millions of samples, with the words for them."""
+    """Return the factor and the name of the unit of samples: thousands or millions."""
     many = max(point.at[0] for point in points) >= 1e6
     return (1e-6, "millions") if many else (1e-3, "thousands")
 
 
 def _looks(points):
-    """For each point its style, the text beside it and its text in the legend.
+    """Yield each point's style, the text beside it and its text in the legend.
 
     Where there are too many pairs to name each, colours and markers stand for λ, and the text beside a point is its σ.
     """
@@ -120,7 +120,7 @@ def _looks(points):
 
 
 def _corners(points):
-    """Cost and accuracy of the points on the front."""
+    """Return cost and accuracy of the points on the front."""
     return [points[i].at for i in front([point.at for point in points])]
 
 
@@ -147,7 +147,7 @@ def _panel(ax, points):
 
 
 def _label(ax, points):
-    """Names the points, each text where it hides the least of points, their bars, the front and other texts."""
+    """Label the points, each text where it hides the least of points, their bars, the front and other texts."""
     factor, _ = _factor(points)
     scale = ax.get_figure().dpi / 72
     places = [(factor * point.at[0], point.at[1]) for point in points]
@@ -167,7 +167,7 @@ def _label(ax, points):
 
 
 def _drawn(ax, points, factor, margin):
-    """The boxes of what a panel shows, [boxes, left bottom right top] in pixels: points, their bars, the front."""
+    """Return the boxes of a panel's points, their bars and the front, [boxes, left bottom right top] in pixels."""
     ends, wide = [], []
     for point in points:
         (cost, accuracy), spread, reach = point.at, style.deviation(point.accuracies), style.deviation(point.costs)
@@ -184,12 +184,12 @@ def _drawn(ax, points, factor, margin):
 
 
 def _hidden(boxes, taken, inside):
-    """How much each box hides of what is taken, in square pixels; what lies beyond the panel counts too. [boxes]"""
+    """Return the area that each box hides of taken ones, plus its area beyond the panel, in square pixels: [boxes]."""
     return _shared(boxes, taken).sum(1) + _shared(boxes, boxes).diagonal() - _shared(boxes, inside[None])[:, 0]
 
 
 def _shared(boxes, others):
-    """The areas that boxes share with others: [boxes, others]."""
+    """Return the areas that boxes share with others: [boxes, others]."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     return np.prod(np.clip(high - low, 0, None), axis=-1)

@@ -23,20 +23,20 @@ ACCURACY = "final validation accuracy (%)"
 
 
 class Box(NamedTuple):
-    """What a cell of a heat map shows."""
+    """The content of a cell of a heat map."""
 
     value: float
-    hatch: str = ""  # one of `MEANINGS`; empty where all is well
+    hatch: str = ""  # one of `MEANINGS`; empty without a problem
 
 
-Boxes = Mapping[tuple[float, float], Box]  # (λ, σ) -> what its cell shows; a cell that is not there stays white
+Boxes = Mapping[tuple[float, float], Box]  # (λ, σ) -> the content of its cell; a missing cell stays white
 
 
 def heat_maps(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Figure 8: final accuracy and total cost of each λ and σ, the warm start top right, random init bottom left.
 
-    Cells of which a lane could not be trained to the threshold are hatched; those that were not run stay white. None
-    where less than half of the grid that the settings of shrink-perturb span was asked for; one for each variant.
+    Cells of which a lane could not be trained to the threshold are hatched; those that were not run stay white. No
+    figure where less than half of the grid that the settings of shrink-perturb span was run; one for each variant.
     """
     del curves
     paths, variants = [], {}
@@ -63,7 +63,7 @@ def heat_maps(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
 def beside_the_paper(rows: Sequence[Row], compared: Sequence[Compared], folder: pathlib.Path):
     """Figures 8, 15 and 21: our accuracy and cost of each λ and σ beside the numbers that the paper prints.
 
-    None where the paper prints no grid for the experiment, or we have finished no cell of it.
+    No figure where the paper prints no grid for the experiment, or we have finished no cell of it.
     """
     printed = [each for each in compared if {"shrink", "noise_scale"} <= {*each.number.where}]
     lines = {each.line for each in printed if each.line is not None}
@@ -96,7 +96,7 @@ def _hatch(summary):
 
 
 def _draw(title, maps):
-    """A figure with a map for each text, two in a row; the two of a row share their colours where there are more."""
+    """Draw a figure of maps by title, two in a row; the two of a row share a colour scale where there are more rows."""
     pairs = [pair for boxes in maps.values() for pair in boxes]
     shrinks, sigmas = (sorted(set(values), reverse=True) for values in zip(*pairs, strict=True))
     figure, axes = style.panels(title, rows=len(maps) // 2, height=1.4 + 0.6 * len(shrinks))
@@ -114,7 +114,7 @@ def _draw(title, maps):
 
 
 def _limits(maps):
-    """The ends of the colour scale: of the cells that were trained, where there are such."""
+    """Return the ends of the colour scale: of the cells without a hatch, where there are such."""
     real = [box for boxes in maps for box in boxes.values() if np.isfinite(box.value)]
     values = [box.value for box in real if not box.hatch] or [box.value for box in real] or [0]
     return min(values), max(values)

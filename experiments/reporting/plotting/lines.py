@@ -19,7 +19,7 @@ AXES = {
     "first_fraction": "fraction of the samples in the first phase",
     "strength": "strength of the penalty, evenly spaced",
 }
-EVEN = ("noise_scale", "strength")  # of many magnitudes, and 0
+EVEN = ("noise_scale", "strength")  # their values span many orders of magnitude, and include 0
 
 
 @style.of_sound_lanes
@@ -93,7 +93,7 @@ def _against(rows, x, panel):
 
 
 def _without(rows, x):
-    """Rows by line, lines that differ in `x` alone together; random init keeps apart from what it is compared with."""
+    """Return rows by line, lines that differ in `x` alone together; restarts stay separate."""
     found = defaultdict(list)
     for line, its in by_line(rows).items():
         found[
@@ -144,7 +144,7 @@ def early_switch(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Pat
 
 
 def _finish(figure, axes, xlabel):
-    """Labels of one panel of accuracies and maybe one of costs."""
+    """Label one panel of accuracies and perhaps one of costs."""
     for ax, label_ in zip(axes, (style.ACCURACY, style.ROUND_COST), strict=False):
         ax.set_xlabel(xlabel)
         ax.set_ylabel(label_)

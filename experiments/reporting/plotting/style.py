@@ -1,4 +1,4 @@
-"""What all plots share: colours that the colour-blind tell apart, markers and dashes that grey keeps apart."""
+"""The common style of the plots: colours distinct to the colour-blind, markers and dashes distinct in grey."""
 
 import functools
 import pathlib
@@ -32,7 +32,7 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
 
 
 def of_sound_lanes(draw):
-    """Makes a plot leave out the lanes that ended by NaN, and draw nothing where no other is left."""
+    """Make a plot leave out the lanes that ended by NaN, and draw nothing where no other is left."""
 
     @functools.wraps(draw)
     def drawn(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, **options) -> list[pathlib.Path]:
@@ -43,7 +43,7 @@ def of_sound_lanes(draw):
 
 
 def line_style(i: int) -> dict:
-    """Colour, marker and dashes of the i-th line; where colours come again, they do so with other markers."""
+    """Return colour, marker and dashes of the i-th line; repeated colours come with other markers."""
     other = i + 3 * (i // MOST_LINES)
     return {
         "color": COLOURS[i % MOST_LINES],
@@ -53,7 +53,7 @@ def line_style(i: int) -> dict:
 
 
 def line_styles(lines: Sequence[Line]) -> list[dict]:
-    """Styles of a figure's lines; where it has one warm start and one random init, theirs are those of all figures."""
+    """Return the styles of a figure's lines; a single warm start and a single random init look alike in all figures."""
     restarts = [line.cell.restart for line in lines]
     if any(restarts.count(name) > 1 for name in BASELINES):
         return [line_style(i) for i in range(len(lines))]
@@ -64,7 +64,7 @@ def line_styles(lines: Sequence[Line]) -> list[dict]:
 def panels(
     title: str, count: int = 2, height: float = 4.2, *, width: float = 5, rows: int = 1, **options
 ) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with so many panels side by side, in so many rows, each about this wide and high (inches)."""
+    """Make a figure with so many panels side by side, in so many rows, each about this wide and high (inches)."""
     width = max(7, min(15, width * count))
     figure = Figure(figsize=(width, rows * height), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
@@ -77,7 +77,7 @@ def panels(
 
 
 def title(rows: Sequence[Row]) -> str:
-    """Experiment, data, model, optimiser and seeds."""
+    """Return a title of experiment, data, model, optimiser and seeds."""
     count = seeds_of(rows)
     datasets = [d + " (synthetic)" * (d in EMBEDDED) for d in _values(rows, "dataset")]
     seeds = f"{count} seeds, mean ± sample deviation" if count > 1 else "1 seed"
@@ -86,7 +86,7 @@ def title(rows: Sequence[Row]) -> str:
 
 
 def mean_line(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], **style) -> None:
-    """A line of means with a band of one sample deviation; `values` are those of the seeds at each x."""
+    """Draw a line of means with a band of one sample deviation; `values` are those of the seeds at each x."""
     mean = np.array([np.mean(v) for v in values])
     spread = np.array([deviation(v) for v in values])
     axes.plot(x, mean, markersize=4, linewidth=1.5, markevery=max(1, len(x) // 16), **style)
@@ -94,12 +94,12 @@ def mean_line(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]],
 
 
 def deviation(values: Sequence[float]) -> float:
-    """The sample deviation; 0 with one value."""
+    """Return the sample deviation; 0 with one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
-    """A legend below all panels, where it hides nothing; the figure grows by its height."""
+    """Add a legend below all panels, where it hides nothing, and enlarge the figure by its height."""
     width, height = figure.get_size_inches()
     wide = {n: sum(max(map(len, part)) + 9 for part in np.array_split(labels, n)) for n in range(1, len(labels) + 1)}
     columns = max((n for n, letters in wide.items() if letters <= 13 * width), default=1)
@@ -108,18 +108,18 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
 
 
 def thousands(*axes: Axis) -> None:
-    """Numbers of an axis with commas: 30,000."""
+    """Format the numbers of an axis with commas: 30,000."""
     for axis in axes:
         axis.set_major_formatter("{x:,.0f}")
 
 
 def save(figure: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Writes a PNG and, beside it, the same as SVG: equal bytes for equal figures.
+    """Write a PNG and, beside it, the same as SVG: equal bytes for equal figures.
 
     Args:
-      figure: whose layout is settled here.
-      folder: is made.
-      name: of the files; what a file name should not have becomes `_`.
+      figure: its layout is computed here.
+      folder: made where it is missing.
+      name: of the files; characters unsuited to a file name become `_`.
 
     Returns:
       The PNG.
