@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 from experiments import run
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"model": "logistic", "seeds": 3, "rounds": 2, "max_epochs": 3, "restart": "shrink_perturb", "pairs": "0.6:0.01"}
 ENVIRONMENT = {  # one device each; compiled as the tests' own process has it
     "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",

@@ -17,7 +17,7 @@ from experiments import run
 from experiments.config import sweep
 from experiments.specs import registry
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "experiments" / "docs"
 TINY = {  # what is made smaller here, so that a page takes seconds
     "retrain_every_day.md": {

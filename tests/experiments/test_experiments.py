@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from made_up import made_up
+from helpers import made_up
 
 from experiments import report, run
 from experiments.config import sweep

@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+import soak
 from absl.testing import flagsaver
 
 from experiments import run
@@ -20,9 +21,6 @@ from experiments.config.settings import UsageError
 from experiments.records import provenance, results, run_folder
 from experiments.running import signals
 from sp_jax.storage import checkpoints
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import soak
 
 TINY = {"model": "logistic", "seeds": 2, "rounds": 2, "max_epochs": 3, "restart": "warm_start"}
 COLUMNS = ("name", "round", "value")

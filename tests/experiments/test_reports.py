@@ -19,7 +19,7 @@ from experiments.records import results, run_folder
 from experiments.reporting import comparison, html, paper_numbers, plotting, summary
 from experiments.reporting.plotting import fronts, grids, style
 
-MIXTURE = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "online_mixture"
+MIXTURE = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "online_mixture"
 HOSTILE = "<script>alert(1)</script>![x](http://h/x.png) [y](javascript:z) a|b \"' & $\\frac <img src=//h onerror=z>"
 VOID = ("meta", "img", "br", "hr")
 
@@ -225,7 +225,7 @@ def test_the_kept_summary_and_the_readmes_tables_are_what_the_code_says():
     folder = MIXTURE.parent
     text = report.overview(run_folder.subfolders(folder))
     assert (folder / "summary.md").read_text() == text
-    readme = (folder.parents[1] / "README.md").read_text()
+    readme = (folder.parents[2] / "README.md").read_text()
     claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert claims in readme
     assert numbers in readme

@@ -28,7 +28,7 @@ from sp_jax import data, penalties, restarts, sweeps
 from sp_jax.engine import lanes_per_device, streamed
 from sp_jax.types import Dataset, RoundResult, TrainState
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COLUMNS = [
     "experiment", "dataset", "model", "optimizer", "batch_size", "learning_rate", "weight_decay", "restart", "shrink",
     "noise_scale", "seed", "round", "num_train", "epochs", "samples_seen", "converged", "stop_reason", "train_accuracy",

@@ -14,7 +14,7 @@ import pytest
 import sp_jax
 from experiments import api_page
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "experiments" / "docs"
 MODULES = ["sp_jax", *(m.name for m in pkgutil.walk_packages(sp_jax.__path__, "sp_jax."))]
 ORDER = [

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = pathlib.Path(__file__).parents[1] / "experiments" / "colab.ipynb"
+NOTEBOOK = pathlib.Path(__file__).parents[2] / "experiments" / "colab.ipynb"
 
 
 def executed(**settings):
