@@ -50,6 +50,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_rows_and_parameters(tmp_path):
     found = soak.soak(tmp_path, 3, seed=0, flags=soak.SHORT)
     assert found["kills"] == 3
@@ -61,7 +62,7 @@ def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
     whole, tmp_path, capsys, caplog, monkeypatch, number
 ):
     folder, sent = tmp_path / "run", []
-    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
+    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # app.start turns it off
     caplog.set_level(logging.INFO)
 
     def send(*_):

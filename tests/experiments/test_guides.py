@@ -41,6 +41,7 @@ def masked(text):
     return {" ".join(re.sub(r"[-+]?[\d,.]*\d", "#", line).split()) for line in text.splitlines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TINY)
 def test_the_code_of_a_guide_runs_and_prints_what_stands_there(page, tmp_path, monkeypatch):
     text = (DOCS / page).read_text()

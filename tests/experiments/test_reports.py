@@ -2,13 +2,13 @@
 
 import base64
 import csv
-import html.parser
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import xml.etree.ElementTree
+from html.parser import HTMLParser
 
 import matplotlib.image
 import numpy as np
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
     return folder
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """Elements and text of a page; fails where tags do not close as they opened."""
 
     def __init__(self, text):

@@ -23,6 +23,7 @@ def run(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_restart_method_and_penalty_runs_with_64_bits():
     assert "all run" in run(ROOT / "tests" / "x64.py")
 
@@ -30,4 +31,6 @@ def test_every_restart_method_and_penalty_runs_with_64_bits():
 @pytest.mark.slow
 def test_every_experiment_runs_with_64_bits():
     tests = ROOT / "tests" / "experiments" / "test_experiments.py"
-    assert "passed" in run("-m", "pytest", "-n", "0", "-q", "-k", "test_an_experiment_runs_from_its_flags", tests)
+    assert "passed" in run(
+        "-m", "pytest", "-n", "0", "-q", "-m", "", "-k", "test_an_experiment_runs_from_its_flags", tests
+    )
