@@ -24,8 +24,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # These hold the arithmetic against NumPy or known numbers, as users have it compiled. All others try how parts work
 # together, and compiling takes most of their time.
 ARITHMETIC = (
-    "test_contract", "test_data", "test_models", "test_penalties", "test_plasticity", "test_restarts", "test_training",
-    "test_transforms",
+    "test_continual_backprop", "test_contract", "test_dash", "test_data", "test_every_method", "test_fire",
+    "test_hare_tortoise", "test_l2_init", "test_models", "test_penalties", "test_redo", "test_restarts",
+    "test_training", "test_transforms", "test_units",
 )  # fmt: skip
 
 
@@ -35,6 +36,8 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # what a finished module has compiled is gigabytes of memory
+    gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -29,7 +29,8 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     import jax
     from absl import flags as absl_flags
 
-    import sp_jax.engine
+    import sp_jax.engine.resident
+    import sp_jax.storage.checkpoints
     from experiments import run
     from experiments.config import app
 
@@ -43,7 +44,7 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     sp_jax.engine.resident.CHUNK_SECONDS = 0.01
     run_flags = ("run", f"--workdir={folder}", "--resume", "--checkpoint_seconds=0", *flags)
     absl_flags.FLAGS(run_flags)
-    sp_jax.checkpoint.LEAST_WORK = 0
+    sp_jax.storage.checkpoints.LEAST_WORK = 0
     run.main(["run"])
 
 

@@ -95,7 +95,7 @@ class Builder:
         return copies > memory() // 2 if self._stream is None else self._stream
 
     def _num_lanes(self, settings, made):
-        """Return the number of lanes of the grid that share the engine, or as many of them as an eighth of the memory has room for."""
+        """Count the lanes of the grid that share the engine; at most what an eighth of the memory has room for."""
         room = memory() // 8 // lane_bytes(made) // settings.seeds
         return settings.seeds * max(1, min(self._members[static(settings)], room))
 

@@ -162,7 +162,7 @@ class StreamedEngine(Engine):
         return self.fetch(lanes, self._slots)
 
     def _length(self, batch, count):
-        """Return the samples of a block: whole batches, no more than there are or than `block_bytes` of all lanes of a device."""
+        """Return the samples of a block: whole batches, at most `block_bytes` for all lanes of a device."""
         each = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.data)) * self._slots // self._rows
         return batch * max(1, min(self._block_bytes // (batch * each), -(-count // batch)))
 

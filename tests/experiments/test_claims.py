@@ -5,7 +5,7 @@ A case makes rows in which the claim is true by so many points, or false by so m
 
 import numpy as np
 import pytest
-from made_up import made_up
+from helpers import made_up
 from scipy import stats
 
 from experiments.reporting import claims, summary, verdicts

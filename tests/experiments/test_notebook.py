@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = pathlib.Path(__file__).parents[1] / "experiments" / "colab.ipynb"
+NOTEBOOK = pathlib.Path(__file__).parents[2] / "experiments" / "colab.ipynb"
 
 
 def executed(**settings):
@@ -44,6 +44,7 @@ def figures(notebook):
 
 
 # Jupyter's own libraries warn.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_every_cell_runs_on_a_cpu(tmp_path, monkeypatch):
     dataset = "cifar10" if os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "cifar10")) else "mixture"

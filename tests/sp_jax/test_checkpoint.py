@@ -91,7 +91,7 @@ DAMAGE = {
 
 @pytest.fixture
 def said(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
+    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # app.start turns it off
     caplog.set_level(logging.INFO)
     return lambda: [record.getMessage() for record in caplog.records if record.name == "sp_jax"]
 

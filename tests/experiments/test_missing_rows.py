@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from made_up import made_up
+from helpers import made_up
 
 from experiments.config.sweep import Grid
 from experiments.records import results, run_folder
@@ -15,7 +15,7 @@ from experiments.reporting import claims, comparison, loaded_run, plotting, run_
 from experiments.reporting.plotting import style
 from experiments.specs import registry
 
-KEPT = pathlib.Path(__file__).parents[1] / "experiments" / "results"
+KEPT = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 FOLDERS = {"online": "online_mixture", "two_phase": "two_phase_cifar10_mlp_tanh"}  # others are the quick ones
 TRUE = (0.69, 0.70, 0.71, 0.70, 0.70)
 

@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 from experiments import run
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"model": "logistic", "seeds": 3, "rounds": 2, "max_epochs": 3, "restart": "shrink_perturb", "pairs": "0.6:0.01"}
 ENVIRONMENT = {  # one device each; compiled as the tests' own process has it
     "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
@@ -67,6 +67,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_hosts_train_what_one_does(alone, tmp_path, port):
     """Each batch spread over both, so each step needs the other host; rows come once, from the first."""
     hosts = [start(tmp_path / "run", port, i, devices_per_lane=2) for i in range(2)]
@@ -78,6 +79,7 @@ def test_two_hosts_train_what_one_does(alone, tmp_path, port):
     check_equal(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_lost_host_ends_the_others_and_resume_goes_on(alone, tmp_path, port, capsys):
     folder = tmp_path / "run"
     first, second = (start(folder, port, i) for i in range(2))
@@ -96,6 +98,7 @@ def test_a_lost_host_ends_the_others_and_resume_goes_on(alone, tmp_path, port, c
     check_equal(folder, alone)
 
 
+@pytest.mark.slow
 def test_a_signal_at_one_host_stops_all_at_the_same_point_and_resume_goes_on(alone, tmp_path, port):
     folder = tmp_path / "run"
     hosts = [start(folder, port, i) for i in range(2)]

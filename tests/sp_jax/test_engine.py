@@ -5,15 +5,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from test_sweeps import MAKE, SMALL, TRAINER, group, phases, train
+from helpers import IMAGES, MAKE, SMALL, TRAINER, group, phases, train
 
 from sp_jax import models, restarts, sweeps, training, transforms
 from sp_jax.engine import program, streamed
 from sp_jax.training import Convergence, Trainer
-from sp_jax.types import Dataset, HParams
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
-IMAGES = Dataset(PIXELS, np.arange(90, dtype=np.int32) % 3, 3)
+from sp_jax.types import HParams
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 3])
@@ -92,7 +89,7 @@ def test_idle_lanes_are_never_trained():
 
 def batch_norm_trainer(**options):
     return Trainer(
-        models.from_module(models.ResNet(3, width=4, stage_sizes=(1, 1)), PIXELS), training.sgd, 16, **options
+        models.from_module(models.ResNet(3, width=4, stage_sizes=(1, 1)), IMAGES.inputs), training.sgd, 16, **options
     )
 
 

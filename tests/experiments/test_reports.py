@@ -19,7 +19,7 @@ from experiments.records import results, run_folder
 from experiments.reporting import comparison, html, overview, paper_numbers, plotting, summary
 from experiments.reporting.plotting import fronts, grids, style
 
-MIXTURE = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "online_mixture"
+MIXTURE = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "online_mixture"
 HOSTILE = "<script>alert(1)</script>![x](http://h/x.png) [y](javascript:z) a|b \"' & $\\frac <img src=//h onerror=z>"
 VOID = ("meta", "img", "br", "hr")
 

@@ -2,12 +2,12 @@
 
 import itertools
 import logging
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import ARRIVALS, MAKE, MODEL, SHORT, SMALL, TRAINER, Setting, group, phases, train
 
 from sp_jax import data, models, restarts, sweeps, training
 from sp_jax.random import Purpose, key_for
@@ -15,43 +15,6 @@ from sp_jax.storage.checkpoints import Store
 from sp_jax.training import Convergence, Trainer
 from sp_jax.transforms.filters import layer
 from sp_jax.types import Dataset, HParams, StopReason
-
-FULL = data.mixture()
-SMALL = Dataset(FULL.inputs[:300], FULL.labels[:300], 10, "small")
-MODEL = models.from_module(models.MLP(10, (16,)), SMALL.inputs)
-TRAINER = Trainer(MODEL, training.adam, 32)
-ARRIVALS = (60, 120, 200)
-SHORT = Convergence(0.9, max_epochs=30)
-MAKE = {
-    "warm_start": restarts.make_restart(restarts.warm_start),
-    "random_init": restarts.make_restart(restarts.random_init),
-    "shrink_perturb": restarts.make_restart(restarts.shrink_perturb),
-}
-
-
-class Setting(NamedTuple):
-    name: str
-    restart: restarts.Restart
-    lanes: training.Lane
-
-
-def group(restart, shrink, noise_scale, seeds=range(3), learning_rate=0.01, name=None):
-    hparams = HParams(learning_rate, 0.0, float(shrink), float(noise_scale))
-    lanes = sweeps.make_lanes(seeds, hparams, SHORT, len(SMALL.labels))
-    return Setting(name or f"{restart}_{shrink}_{noise_scale}", MAKE[restart], lanes)
-
-
-def phases(engine, settings, arrivals=ARRIVALS, **options):
-    return [sweeps.Group(s.name, sweeps.rounds(engine, s.lanes, s.restart, arrivals, **options)) for s in settings]
-
-
-def train(settings, arrivals=ARRIVALS, restart_first=False, engine=None, **options):
-    """All results without their times, by group and round."""
-    made = sweeps.Engine(TRAINER, SMALL, len(settings[0].lanes.seed), **(engine or {}))
-    return {
-        (found.group.name, found.results[0].round): [r._replace(seconds=0.0) for r in found.results]
-        for found in sweeps.run(phases(made, settings, arrivals, restart_first=restart_first), **options)
-    }
 
 
 def values(results):

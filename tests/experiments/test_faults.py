@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+import soak
 from absl.testing import flagsaver
 
 from experiments import run
@@ -20,9 +21,6 @@ from experiments.config.settings import UsageError
 from experiments.records import provenance, results, run_folder
 from experiments.running import signals
 from sp_jax.storage import checkpoints
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import soak
 
 TINY = {"model": "logistic", "seeds": 2, "rounds": 2, "max_epochs": 3, "restart": "warm_start"}
 COLUMNS = ("name", "round", "value")
@@ -52,6 +50,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_rows_and_parameters(tmp_path):
     found = soak.soak(tmp_path, 3, seed=0, flags=soak.SHORT)
     assert found["kills"] == 3
@@ -63,7 +62,7 @@ def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
     whole, tmp_path, capsys, caplog, monkeypatch, number
 ):
     folder, sent = tmp_path / "run", []
-    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # cli.start turns it off
+    monkeypatch.setattr(logging.getLogger("sp_jax"), "propagate", True)  # app.start turns it off
     caplog.set_level(logging.INFO)
 
     def send(*_):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from made_up import made_up
+from helpers import made_up
 
 from experiments import report, run
 from experiments.config import sweep
@@ -63,7 +63,10 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", registry.NAMES)
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name != "two_phase")) for name in registry.NAMES]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_an_experiment_runs_from_its_flags_to_its_report(name, tmp_path, capsys):
     folder = tmp_path / "run"
     online = ONLINE if name.startswith("online") else {}

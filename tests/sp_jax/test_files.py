@@ -11,7 +11,7 @@ import pytest
 from sp_jax.data import cache
 from sp_jax.storage import atomic
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 WRITER = """
 import pathlib, sys
 from sp_jax.storage.atomic import write_whole

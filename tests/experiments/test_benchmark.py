@@ -45,6 +45,7 @@ def test_the_floor_is_the_slower_of_products_and_memory():
     assert roofline.Work(100.0, 30.0).seconds(rates) == 3.0
 
 
+@pytest.mark.slow
 def test_a_case_gives_a_row_for_each_number_of_lanes(capsys):
     call(case="mlp_mixture", against="", lanes="1,2", repeats=1, seconds=0.01)
     header, _, *rows = capsys.readouterr().out.strip().splitlines()[2:]

@@ -7,7 +7,7 @@ import pytest
 from experiments.records import results, run_folder
 from experiments.reporting import overview
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 FOLDERS = run_folder.subfolders(RESULTS)
 

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from test_sweeps import SMALL, TRAINER
+from helpers import SMALL, TRAINER
 
 from sp_jax import sweeps
 from sp_jax.engine import lanes_per_device

@@ -16,7 +16,7 @@ import sp_jax
 from experiments import benchmark, run  # noqa: F401  (they define the flags)
 from experiments.specs import registry
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "experiments" / "docs"
 MODULES = ["sp_jax", *(m.name for m in pkgutil.walk_packages(sp_jax.__path__, "sp_jax."))]
 

@@ -7,8 +7,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from test_engine import IMAGES
-from test_sweeps import SMALL, TRAINER, group
+from helpers import IMAGES, SMALL, TRAINER, group
 
 from sp_jax import diagnostics, models, restarts, sweeps, training
 from sp_jax.engine import streamed

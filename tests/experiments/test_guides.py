@@ -17,7 +17,7 @@ from experiments import run
 from experiments.config import setting_flags, sweep
 from experiments.specs import registry
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "experiments" / "docs"
 TINY = {  # what is made smaller here, so that a page takes seconds
     "retrain_every_day.md": {
@@ -46,6 +46,7 @@ def masked(text):
     return {" ".join(re.sub(r"[-+]?[\d,.]*\d", "#", line).split()) for line in text.splitlines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TINY)
 def test_the_code_of_a_guide_runs_and_prints_what_stands_there(page, tmp_path, monkeypatch):
     text = (DOCS / page).read_text()

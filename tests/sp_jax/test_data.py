@@ -300,7 +300,7 @@ def test_importing_the_package_is_light_and_changes_nothing():
         "heavy = {'tensorflow_datasets', 'matplotlib', 'tensorflow', 'torch', 'grain'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root)
     assert jax.config.jax_numpy_rank_promotion == "raise"
 

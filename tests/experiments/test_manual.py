@@ -11,7 +11,7 @@ from experiments import benchmark, report, run
 from experiments.config import app, help_page
 from experiments.config.settings import FIELDS
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = (run, benchmark, report)
 ELSEWHERE = {"millions"}  # of transform_benchmark, whose other flag is the benchmark's too
 
