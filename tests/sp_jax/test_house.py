@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = [
     "sp_jax.types", "sp_jax.random", "sp_jax.transforms", "sp_jax.plasticity", "sp_jax.data", "sp_jax.models",
