@@ -72,9 +72,9 @@ def _figures(experiment, grid, rows, curves, planned, folder):
     if same and _is_whole(experiment, grid):
         draw = plotting.beside_the_paper
         made += [(path, draw) for path in draw(rows, compared, folder)]
-    several = [draw for _, draw in made]
+    plots = [draw for _, draw in made]
     lost = "; lanes that ended by NaN are left out" if any(map(summary.is_lost, rows)) else ""
-    return [(path, _caption(draw, path if several.count(draw) > 1 else None) + lost) for path, draw in made]
+    return [(path, _caption(draw, path if plots.count(draw) > 1 else None) + lost) for path, draw in made]
 
 
 def _caption(draw, path):
@@ -235,11 +235,11 @@ def main(argv: Sequence[str]) -> None:
         if not app.WORKDIR.value:
             raise UsageError("--workdir is missing: name a folder that experiments.run has written to")
         base = run_folder.expand(app.WORKDIR.value)
-        several = run_folder.subfolders(base)
-        for folder in several or [base]:
+        runs = run_folder.subfolders(base)
+        for folder in runs or [base]:
             print(f"{write(folder)}\n\n{paths(folder)}")
-        if len(several) > 1:
-            text = overview(several)
+        if len(runs) > 1:
+            text = overview(runs)
             print(next(line for line in text.splitlines() if "numbers that the paper prints" in line))
             write_whole(base / "summary.html", html.render(text, "All runs"))
             write_whole(base / "summary.md", text)

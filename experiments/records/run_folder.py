@@ -59,17 +59,17 @@ def plan(
     if resume and not workdir:
         raise UsageError("--resume needs --workdir=<folder>: which run should go on?")
     named, names = bool(names), names or ("online",)
-    several = len(names) > 1
+    in_subfolders = len(names) > 1
     base = expand(workdir) if workdir else _new_folder(names)
     _check_writable(base)
     if not resume:
         _check_empty(base)
     elif not named:
-        names, several = _held(base) or (names, several)
+        names, in_subfolders = _held(base) or (names, in_subfolders)
     jobs = []
     for name in names:
         experiment = registry.get(name)
-        folder = base / name if several else base
+        folder = base / name if in_subfolders else base
         saved = _read_config(folder) if resume else None
         if saved is None:
             _check_no_orphans(folder)
