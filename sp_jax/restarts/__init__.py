@@ -10,6 +10,8 @@ restarts have one signature each, so that they can be swapped:
 `fresh` is a freshly drawn training state: new parameters, statistics of mean 0 and variance 1, an optimiser that has
 seen nothing. The key is consumed; only `gaussian_noise` draws from it.
 
+>>> import jax, jax.numpy as jnp
+>>> from sp_jax.types import TrainState
 >>> old, fresh = (TrainState({"w": jnp.full(2, w)}, {}, (jnp.full((), w),)) for w in (1.0, 0.5))  # moments: 1.0, 0.5
 >>> restart = make_restart(shrink_perturb)
 >>> state = restart(jax.random.key(0), old, fresh, shrink=0.6, noise_scale=0.1)
