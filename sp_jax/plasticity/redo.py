@@ -10,7 +10,9 @@ from sp_jax.plasticity.units import Link, check_activations, check_links, replac
 
 
 def dormancy(activations: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-    """Return s_i = E|h_i| / mean_k E|h_k|, each unit's share of its layer's activation (Sokar et al. 2023, Def. 3.1).
+    """Return s_i = E|h_i| / mean_k E|h_k|, a unit's share of its layer's activation.
+
+    Sokar et al. 2023, Definition 3.1.
 
     Args:
       activations: [B, ..., units], after the activation function; the mean is over samples and positions.
