@@ -9,7 +9,7 @@ from experiments.specs import registry
 from experiments.specs.base import Experiment
 from sp_jax.data import arrival
 
-RUNS = pathlib.Path(__file__).parent / "results"  # the committed runs
+RUNS = pathlib.Path(__file__).parents[1] / "results"  # the committed runs
 SAMPLES = {"cifar10": 50_000, "cifar100": 50_000, "svhn_cropped": 73_257, "imdb_reviews": 25_000}  # as published
 NOTES = """
 quick: training with the default preset as measured in the runs of experiments/results, on a machine of two CPU cores

@@ -245,8 +245,8 @@ def check_function(
         return
     raise ValueError(
         f"the grown network is not the old one where all that is new is zero (logits of size {scale:.3g} differ by "
-        f"{difference:.3g}): an axis packs two meanings, or a norm mixes its units; declare layouts= as sp_jax.transforms.layouts "
-        "has it, or layouts={} to go on all the same"
+        f"{difference:.3g}): an axis packs two meanings, or a norm mixes its units; declare layouts= as "
+        "sp_jax.transforms.layouts has it, or layouts={} to go on all the same"
     )
 
 

@@ -14,7 +14,7 @@ from helpers import made_up
 from experiments import report, run
 from experiments.config import sweep
 from experiments.records import results
-from experiments.reporting import claims, comparison, paper_numbers, summary
+from experiments.reporting import claims, comparison, paper_numbers, plotting, summary
 from experiments.specs import registry
 from sp_jax import data
 
@@ -81,7 +81,7 @@ def test_an_experiment_runs_from_its_flags_to_its_report(name, tmp_path, capsys)
     assert "synthetic" in text
     assert "Partial" not in text
     for figure in registry.get(name).figures:
-        assert figure[0] in dir(report.plotting)
+        assert figure[0] in dir(plotting)
     pictures = list((folder / "figures").glob("*.png"))
     assert all(f"figures/{path.name}" in text for path in pictures)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
@@ -264,7 +264,7 @@ def test_a_heat_map_for_each_variant(tmp_path):
         for decay in (0.0, 0.001) for shrink in ("0.5", "0.2") for sigma in ("0", "0.1")
         for row in made_up("shrink_perturb", LOW)
     ]  # fmt: skip
-    paths = report.plotting.heat_maps(rows, [], tmp_path)
+    paths = plotting.heat_maps(rows, [], tmp_path)
     assert [path.name for path in paths] == ["heat_maps_weight_decay_0.png", "heat_maps_weight_decay_0.001.png"]
 
 

@@ -10,6 +10,8 @@ from absl.testing import flagsaver
 from experiments import benchmark, report, run
 from experiments.config import app, help_page
 from experiments.config.settings import FIELDS
+from experiments.reporting import listing
+from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = (run, benchmark, report)
@@ -82,3 +84,7 @@ def test_a_mistake_in_a_flag_is_one_line(typed, message, capsys):
         app.parse(run, ["run", typed])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {message} (--help lists all flags)\n"
+
+
+def test_the_list_says_what_the_kept_quick_runs_cost():
+    assert listing.table().count("devices") >= len(registry.NAMES) - 3

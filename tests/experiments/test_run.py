@@ -20,7 +20,7 @@ from binaries import call, fails
 from experiments import report, run
 from experiments.config import choices, settings, sweep
 from experiments.records import results, run_folder
-from experiments.reporting import summary
+from experiments.reporting import plotting, summary
 from experiments.running import builder, progress
 from experiments.specs import registry
 from experiments.specs.base import RoundSpec
@@ -350,7 +350,7 @@ def test_a_report_copes_with_missing_rows(online, tmp_path):
     for kept in (rows[:1], rows[:7], [row for row in rows if row["restart"] != "random_init"], rows[::3]):
         assert len(summary.table(kept).splitlines()) >= 3
         for name in ("rounds", "final", "heat_maps"):
-            assert all(path.exists() for path in getattr(report.plotting, name)(kept, [], tmp_path))
+            assert all(path.exists() for path in getattr(plotting, name)(kept, [], tmp_path))
 
 
 def test_costs_are_compared_over_what_both_have(online):
@@ -401,7 +401,7 @@ def test_the_first_of_many_rounds_does_not_tell_the_time_left():
 def test_many_cells_get_a_figure_for_each_noise_scale(online, tmp_path):
     rows = results.read(online / "results.csv")
     cells = [row | {"shrink": f"0.{i}", "noise_scale": s} for row in rows[-2:] for i in range(5) for s in ("0", "0.1")]
-    paths = report.plotting.rounds(rows[:4] + cells, [], tmp_path)
+    paths = plotting.rounds(rows[:4] + cells, [], tmp_path)
     assert [path.name for path in paths] == [
         "accuracy_and_cost_noise_scale_0.png", "accuracy_and_cost_noise_scale_0.1.png",
     ]  # fmt: skip
