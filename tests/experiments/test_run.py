@@ -169,7 +169,7 @@ def test_flags_become_the_restarts_that_they_name(cell, body, head, policy):
 
 @pytest.mark.parametrize("name", choices.PENALTIES)
 def test_the_penalty_by_flag(name):
-    trainer = builder.trainer(settings.Settings(penalty=name, batch_size=7, optimizer="sgd"), data.mixture())
+    trainer = choices.trainer(settings.Settings(penalty=name, batch_size=7, optimizer="sgd"), data.mixture())
     assert trainer.penalty is getattr(penalties, name)
     assert (trainer.batch_size, trainer.optimizer.__name__) == (7, "sgd")
 

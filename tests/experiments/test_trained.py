@@ -10,7 +10,7 @@ import safetensors.numpy
 from absl.testing import flagsaver
 
 from experiments import run, trained
-from experiments.config import sweep
+from experiments.config import choices, sweep
 from experiments.config.settings import Settings, UsageError
 from experiments.records import networks as kept
 from experiments.records import results
@@ -59,7 +59,7 @@ def test_the_newest_round_has_the_parameters_of_the_checkpoint_bit_for_bit(folde
     net = trained.load(folder, **LANE)
     assert net.row["round"] == 2
     store = Store(folder / "checkpoints", write=False)
-    trainer = builder.trainer(net.settings, data.mixture())
+    trainer = choices.trainer(net.settings, data.mixture())
     lanes = sweeps.make_lanes(range(2), HParams(), training.Convergence(), net.num_samples)
     like = jax.eval_shape(jax.vmap(lambda lane: training.init_state(trainer, lane, 0)), lanes)
     name = "shrink_perturb_0.6_0.01"

@@ -10,8 +10,8 @@ import optax
 import pytest
 from flax import linen as nn
 
+from experiments.config import choices
 from experiments.config.settings import Settings
-from experiments.running import builder
 from sp_jax import data, models, plasticity, restarts, sweeps, training
 from sp_jax.penalties import cross_entropy
 from sp_jax.plasticity import methods
@@ -224,7 +224,7 @@ def test_continual_backprop_counts_the_steps_of_each_entry():
     """What Adam's count is for the weights of units that were replaced is their age; others, biases that absorb too,
     have seen all steps. It is what the command line trains with."""
     settings = Settings(model="mlp", hidden=(16, 16), method="continual_backprop", activation="relu", batch_size=32)
-    made = builder.trainer(settings, SMALL)
+    made = choices.trainer(settings, SMALL)
     lane = lane_of(methods.continual_backprop, 1 / 64, 40)
     state = train_with(made, lane)
     count, ages = state.opt_state[1][0].count, state.memory["utility"].age
@@ -233,7 +233,7 @@ def test_continual_backprop_counts_the_steps_of_each_entry():
     np.testing.assert_array_equal(count["head"]["kernel"], np.broadcast_to(ages["hidden_1"][:, None], (16, 10)))
     np.testing.assert_array_equal(count["head"]["bias"], 160)
     for other in ("none", "redo"):
-        made = builder.trainer(dataclasses.replace(settings, method=other), SMALL)
+        made = choices.trainer(dataclasses.replace(settings, method=other), SMALL)
         assert made.optimizer is training.adam
 
 
