@@ -69,7 +69,7 @@ def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
         if not sent:
             sent.append(os.kill(os.getpid(), number))
 
-    monkeypatch.setattr("experiments.progress.Reporter.chunk", send)
+    monkeypatch.setattr("experiments.running.progress.Reporter.chunk", send)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
         call(workdir=str(folder), **TINY)
