@@ -15,6 +15,7 @@ import absl.logging
 import jax
 from absl import app, flags
 
+from experiments.config import help_page
 from experiments.config.settings import UsageError
 from sp_jax.data import DataError
 from sp_jax.storage.checkpoints import CheckpointError
@@ -83,7 +84,7 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
 def parse(binary: types.ModuleType, argv: Sequence[str]) -> list[str]:
     """What absl's own parser does, with our `--help`, and mistakes as one line; `binary` is the module that is run."""
     if {"--help", "-help", "-h", "-?"} & {*argv[1:]}:
-        print(help.page(binary.__doc__, flags.FLAGS.get_key_flags_for_module(binary)))
+        print(help_page.page(binary.__doc__, flags.FLAGS.get_key_flags_for_module(binary)))
         sys.exit(0)
     try:
         return flags.FLAGS(argv)
@@ -96,8 +97,8 @@ def _flag_mistake(error):
     """What absl says, in our words."""
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname.replace("-", "_")
-        known = [flag for group in help.GROUPS.values() for flag in group if flag in flags.FLAGS]
-        meant = help.SYNONYMS.get(name) or "".join(difflib.get_close_matches(name, known, n=1))
+        known = [flag for group in help_page.GROUPS.values() for flag in group if flag in flags.FLAGS]
+        meant = help_page.SYNONYMS.get(name) or "".join(difflib.get_close_matches(name, known, n=1))
         return f"unknown flag --{error.flagname}" + f"; did you mean --{meant}?" * bool(meant)
     found = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
     if found:

@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import run
-from experiments.config import sweep
+from experiments.config import setting_flags, sweep
 from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,4 +108,4 @@ def test_every_command_that_is_written_down_can_be_given():
             with flagsaver.as_parsed(**given):
                 for name in given.get("experiment", "online").split(","):
                     preset = registry.get(name).presets[given.get("preset", "quick")]
-                    assert sweep.resolve(preset, flags.settings()).members(), where
+                    assert sweep.resolve(preset, setting_flags.settings()).members(), where

@@ -8,7 +8,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import benchmark, report, run
-from experiments.config import app
+from experiments.config import app, help_page
 from experiments.config.settings import FIELDS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,8 +23,8 @@ def defined(binary):
 @pytest.mark.parametrize("binary", [run, benchmark], ids=lambda binary: binary.__name__)
 def test_every_flag_has_one_theme_a_default_and_numbers_a_unit(binary):
     for flag in defined(binary):
-        (entry,) = (group[flag.name] for group in help.GROUPS.values() if flag.name in group)
-        assert help.default(flag), flag.name
+        (entry,) = (group[flag.name] for group in help_page.GROUPS.values() if flag.name in group)
+        assert help_page.default(flag), flag.name
         of = str(FIELDS[flag.name].type) if flag.name in FIELDS else flag.flag_type()
         assert entry.unit or not any(kind in of for kind in ("int", "float")), flag.name
     assert len(defined(binary)) == len({flag.name for flag in defined(binary)})
@@ -32,8 +32,8 @@ def test_every_flag_has_one_theme_a_default_and_numbers_a_unit(binary):
 
 def test_every_entry_is_a_flag():
     everywhere = {flag.name for binary in BINARIES for flag in defined(binary)}
-    assert {flag for group in help.GROUPS.values() for flag in group} <= everywhere | ELSEWHERE
-    assert set(help.SYNONYMS.values()) <= everywhere
+    assert {flag for group in help_page.GROUPS.values() for flag in group} <= everywhere | ELSEWHERE
+    assert set(help_page.SYNONYMS.values()) <= everywhere
 
 
 @pytest.mark.parametrize("binary", BINARIES, ids=lambda binary: binary.__name__)
@@ -47,7 +47,7 @@ def test_help_shows_every_flag_once_below_the_examples(binary, capsys):
         line.split()[0].removeprefix("--").removeprefix("[no]") for line in page.splitlines() if line[:4] == "  --"
     ]
     assert sorted(shown) == sorted(flag.name for flag in defined(binary))
-    assert max(map(len, page.removeprefix(binary.__doc__.strip()).splitlines())) <= help.WIDTH
+    assert max(map(len, page.removeprefix(binary.__doc__.strip()).splitlines())) <= help_page.WIDTH
 
 
 def test_help_gives_symbol_unit_and_default(capsys):
