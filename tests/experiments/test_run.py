@@ -89,6 +89,7 @@ def test_two_phase_trains_on_half_then_on_all(tmp_path, capsys):
     assert "min left" in err
 
 
+@pytest.mark.slow
 def test_every_restart_and_policy_runs(tmp_path):
     call(
         restart="noise_only,last_layer,warm_start,random_init,shrink_perturb", shrink=".5", noise_scale="1e-2,0",
@@ -105,6 +106,7 @@ def test_every_restart_and_policy_runs(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_several_experiments_have_a_folder_each(tmp_path, capsys):
     base = tmp_path / "runs"
     call(experiment="online,two_phase", restart="warm_start", workdir=str(base), **{**TINY, "rounds": 1})
