@@ -194,6 +194,7 @@ def test_epochs_make_a_round_exactly_so_long(value):
     assert phase.lanes.convergence.max_epochs[0] == (12 if value else 1000)
 
 
+@pytest.mark.slow
 def test_a_small_resnet_goes_through_the_same_engine(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = Dataset(rng.integers(0, 256, (90, 8, 8, 3), np.uint8), (np.arange(90) % 3).astype(np.int32), 3, "tiny")
