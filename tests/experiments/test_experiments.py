@@ -115,6 +115,7 @@ def test_a_method_at_work_in_all_cells_is_a_column_of_the_results(tmp_path):
     assert {row["method_strength"] for row in rows_of(tmp_path / "own")} == {"0.5"}
 
 
+@pytest.mark.slow
 def test_the_curves_hold_every_epoch_and_survive_a_resume(tmp_path, monkeypatch):
     given = {**TINY, "experiment": "gradient_balance", "curves": True, "batch_size": 16}
     call(workdir=str(tmp_path / "whole"), **given)
@@ -158,6 +159,7 @@ def test_early_switches_are_the_first_phase_at_that_epoch(tmp_path):
     assert (first["1"], first["3"]) == ("1", "3")
 
 
+@pytest.mark.slow
 def test_last_layer_freezes_the_body_only_where_it_says(tmp_path):
     call(experiment="last_layer", workdir=str(tmp_path), **TINY)
     rounds = json.loads((tmp_path / "config.json").read_text())["rounds"]
@@ -240,6 +242,7 @@ def test_costs_of_finished_lines_are_compared_whole():
     assert summary.summarize(warm + once)[0].ratio_total == 0.125  # not known to be finished: common rounds
 
 
+@pytest.mark.slow
 def test_a_setting_that_figures_are_drawn_over_is_a_column_even_with_one_value(tmp_path):
     for name, flag in (("pretraining", {"fraction": "0.5"}), ("first_fraction", {"first_fraction": "0.5"})):
         folder = tmp_path / name

@@ -53,6 +53,7 @@ def both(tmp_path_factory):
     return base / "run", texts[0], trained, engines
 
 
+@pytest.mark.slow
 def test_it_says_what_the_run_then_does(both):
     folder, text, trained, engines = both
     rows = results.read(folder / "results.csv")
@@ -65,6 +66,7 @@ def test_it_says_what_the_run_then_does(both):
     assert "mixture: 6,000 samples, 1.5 MiB" in text
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_counted_again(both, capsys, monkeypatch):
     folder, *_ = both
     monkeypatch.setattr(dry_run, "measure", lambda *_: dry_run.Speed(0.0, 1000.0, 2, 0))
@@ -122,6 +124,7 @@ def test_the_rate_is_without_what_every_call_takes(rate, overhead):
     assert now[0] < 60
 
 
+@pytest.mark.slow
 def test_a_program_tells_what_it_needs(both):
     *_, engines = both
     data = sum(x.nbytes for x in jax.tree.leaves((engines[0].data.inputs, engines[0].data.labels)))

@@ -89,6 +89,7 @@ def test_two_phase_trains_on_half_then_on_all(tmp_path, capsys):
     assert "min left" in err
 
 
+@pytest.mark.slow
 def test_every_restart_and_policy_runs(tmp_path):
     call(
         restart="noise_only,last_layer,warm_start,random_init,shrink_perturb", shrink=".5", noise_scale="1e-2,0",
@@ -105,6 +106,7 @@ def test_every_restart_and_policy_runs(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_several_experiments_have_a_folder_each(tmp_path, capsys):
     base = tmp_path / "runs"
     call(experiment="online,two_phase", restart="warm_start", workdir=str(base), **{**TINY, "rounds": 1})
@@ -192,6 +194,7 @@ def test_epochs_make_a_round_exactly_so_long(value):
     assert phase.lanes.convergence.max_epochs[0] == (12 if value else 1000)
 
 
+@pytest.mark.slow
 def test_a_small_resnet_goes_through_the_same_engine(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = Dataset(rng.integers(0, 256, (90, 8, 8, 3), np.uint8), (np.arange(90) % 3).astype(np.int32), 3, "tiny")

@@ -39,6 +39,7 @@ def by_groups():
     return train(GRID)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "pools"), [(9, [3, 9]), (6, [3, 6, 3]), (4, [3, 3, 3, 3])])
 def test_a_grid_trains_as_one_pool_where_there_is_room(room, pools, by_groups):
     engine = sweeps.Engine(TRAINER, SMALL, room)
@@ -50,6 +51,7 @@ def test_a_grid_trains_as_one_pool_where_there_is_room(room, pools, by_groups):
         assert [r._replace(seconds=0.0, lanes=3) for r in f.results] == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side_by_side", [1, 2])
 def test_lanes_that_stop_make_room_and_come_home(side_by_side, monkeypatch):
     monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
@@ -93,6 +95,7 @@ def batch_norm_trainer(**options):
     )
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_devices_trains_as_on_one():
     """BatchNorm's statistics, the partial last batch (40 = 2 x 16 + 8) and the loss are those of the whole batch."""
     lanes = sweeps.make_lanes(range(2), HParams(0.1), Convergence.exactly(3), 90)

@@ -73,6 +73,7 @@ def plain_accuracies(normed):
     return accuracies("none", normed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
 def test_a_method_is_never_much_worse_than_none(name, normed, monkeypatch):
