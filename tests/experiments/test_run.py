@@ -431,7 +431,7 @@ def test_settings_survive_json():
 
 def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(run, "train", lambda job, *_: jobs.append(job))
+    monkeypatch.setattr(run, "train", lambda planned, *_: jobs.append(planned.job))
     fake = Dataset(np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32), 10, "cifar10")
     monkeypatch.setattr(run.data, "load", lambda *_, **__: fake)
     monkeypatch.setattr(builder.Builder, "group", lambda *_: None)
