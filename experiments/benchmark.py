@@ -21,7 +21,8 @@ from absl import flags
 from experiments.benchmarks import roofline, workers
 from experiments.benchmarks.workers import Contender
 from experiments.config import app, setting_flags, sweep
-from experiments.config.settings import Settings, UsageError, check_choice, parse_list, parse_sizes
+from experiments.config.fields import UsageError, check_choice, parse_list, parse_sizes
+from experiments.config.settings import Settings
 from experiments.reporting.summary import markdown
 from sp_jax.data import DataError, arrival
 from sp_jax.types import Dataset
@@ -68,7 +69,7 @@ def samples(name: str) -> Dataset:
 
 
 def contend(case: str, settings: Settings, data: Dataset) -> list[Contender]:
-    """Who is measured: the PyTorch loops, then the engine with each number of lanes and cores."""
+    """List what is measured: the PyTorch loops, then the engine with each number of lanes and cores."""
     against = parse_list("--against", _AGAINST.value) if _AGAINST.value else ()
     for name in against:
         check_choice("--against", name, ("dataloader", "tuned"))
@@ -95,7 +96,7 @@ def _name(lanes, what, cores):
 
 
 def run(case: str, settings: Settings, repeats: int, seconds: float) -> list[str]:
-    """Measures a case; a table row for each contender.
+    """Measure a case; return a table row for each contender.
 
     Raises:
       UsageError: PyTorch is missing, or a contender fails.
@@ -133,7 +134,7 @@ HEADER = ("what", "who", "samples/s", "dataloader", "tuned", "of the floor", "co
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures each case and prints one table."""
+    """Measure each case and print one table."""
     with app.one_line_errors(argv):
         cases = parse_list("--case", _CASE.value)
         for case in cases:

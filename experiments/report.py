@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.config import app
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 from experiments.records import run_folder
-from experiments.reporting import html, overview, run_report
+from experiments.reporting import html, loaded_run, overview, run_report
 from experiments.reporting.run_report import write
 from sp_jax.storage.atomic import write_whole
 
@@ -27,10 +27,12 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError("--workdir is missing: name a folder that experiments.run has written to")
         base = run_folder.expand(app.WORKDIR.value)
         folders = run_folder.subfolders(base)
+        runs = []
         for folder in folders or [base]:
-            print(f"{write(folder)}\n\n{run_report.paths(folder)}")
-        if len(folders) > 1:
-            text = overview.text(folders)
+            runs.append(loaded_run.load(folder))
+            print(f"{run_report.write_loaded(runs[-1])}\n\n{run_report.paths(folder)}")
+        if len(runs) > 1:
+            text = overview.text(runs)
             print(next(line for line in text.splitlines() if "numbers that the paper prints" in line))
             write_whole(base / "summary.html", html.render(text, "All runs"))
             write_whole(base / "summary.md", text)

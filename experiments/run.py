@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.config import app, setting_flags, settings
-from experiments.config.settings import UsageError
+from experiments.config import app, fields, setting_flags
+from experiments.config.fields import UsageError
 from experiments.records import provenance, run_folder
 from experiments.reporting import listing, run_report
 from experiments.running import dry_run, multihost, plan, progress, recorder, signals, validation
@@ -109,12 +109,12 @@ def main(argv: Sequence[str]) -> None:
             print(listing.table(), end="")
             return
         if _PRESET.value is not None:
-            settings.check_choice("--preset", _PRESET.value, ("quick", "paper"))
+            fields.check_choice("--preset", _PRESET.value, ("quick", "paper"))
         multihost.check(app.WORKDIR.value)
         if _DRY_RUN.value and multihost.several():
             raise UsageError("--dry_run measures this host alone; leave out --coordinator")
         _board()
-        names = None if _EXPERIMENT.value is None else settings.parse_list("--experiment", _EXPERIMENT.value)
+        names = None if _EXPERIMENT.value is None else fields.parse_list("--experiment", _EXPERIMENT.value)
         jobs = plan.jobs(names, _PRESET.value, setting_flags.settings(), app.WORKDIR.value, _RESUME.value)
         multihost.join(run_folder.expand(app.WORKDIR.value or ""))  # now all have read what the folder holds
         app.check_devices()

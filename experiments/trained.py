@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.config import app
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 from experiments.records import results
 from experiments.records.networks import Trained, load, read, select
 from experiments.reporting import summary

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags
 
 from experiments.config import help_page
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 from sp_jax.data import DataError
 from sp_jax.storage.checkpoints import CheckpointError
 

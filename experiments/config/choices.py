@@ -33,9 +33,9 @@ PRECISIONS = {  # of matrix products and convolutions; parameters and statistics
 
 
 class RestartChoice(NamedTuple):
-    """A restart: its rule, and the λ and σ that it has by default and uses; what it does not use never varies."""
+    """A restart, and the λ and σ that it has by default and uses; what it does not use never varies."""
 
-    rule: Callable[[str], restarts.Rule] | None  # by `--noise`; None where `make` does not need one
+    make: Callable[..., restarts.Restart]  # make(model, noise, arrivals, **policies), policies as of `make_restart`
     label: str  # in tables and legends
     shrink: str = "1"  # by default, or, where it is not used, what stands in its column
     noise_scale: str = "0"
@@ -43,30 +43,33 @@ class RestartChoice(NamedTuple):
     is_baseline: bool = False  # of the paper: runs beside shrink-perturb
     reads_data: bool = False  # it passes over all that has arrived, so all rounds must have one data set
 
-    def make(self, model: Model, noise: str, arrivals: tuple[int, ...], **policies) -> restarts.Restart:
-        """Make the restart of the whole training state; `policies` are those of `make_restart`."""
-        if self.reads_data:
-            return restarts.make_dash(model, arrivals=arrivals, **policies)
-        return restarts.make_restart(self.rule(noise), model=model, **policies)
+
+def _by_rule(rule):
+    """Return what makes a rule a restart, whatever the noise and the arrivals."""
+    return lambda model, noise, arrivals, **policies: restarts.make_restart(rule, model=model, **policies)
 
 
-def _always(rule):
-    return lambda noise: rule
+def _noise_only(model, noise, arrivals, **policies):
+    del arrivals
+    rule = {"gaussian": restarts.gaussian_noise, "fresh": restarts.fresh_noise}[noise]
+    return restarts.make_restart(rule, model=model, **policies)
+
+
+def _dash(model, noise, arrivals, **policies):
+    del noise
+    return restarts.make_dash(model, arrivals=arrivals, **policies)
 
 
 _BOTH = ("shrink", "noise_scale")
 RESTARTS = {
-    "warm_start": RestartChoice(_always(restarts.warm_start), "warm start", is_baseline=True),
-    "random_init": RestartChoice(_always(restarts.random_init), "random init", "0", "1", is_baseline=True),
-    "shrink_perturb": RestartChoice(_always(restarts.shrink_perturb), "shrink-perturb", "0.6", "0.01", _BOTH),
-    "noise_only": RestartChoice(
-        {"gaussian": restarts.gaussian_noise, "fresh": restarts.fresh_noise}.get, "noise only", "1", "0.01",
-        ("noise_scale",),
-    ),
-    "last_layer": RestartChoice(_always(restarts.only_layers(LAST_LAYER)), "last layer", "0.6", "0.01", _BOTH),
-    "dash": RestartChoice(None, "DASH", "0.3", "0", ("shrink",), reads_data=True),
-    "fire": RestartChoice(_always(restarts.fire), "FIRE"),
-}  # fmt: skip
+    "warm_start": RestartChoice(_by_rule(restarts.warm_start), "warm start", is_baseline=True),
+    "random_init": RestartChoice(_by_rule(restarts.random_init), "random init", "0", "1", is_baseline=True),
+    "shrink_perturb": RestartChoice(_by_rule(restarts.shrink_perturb), "shrink-perturb", "0.6", "0.01", _BOTH),
+    "noise_only": RestartChoice(_noise_only, "noise only", "1", "0.01", ("noise_scale",)),
+    "last_layer": RestartChoice(_by_rule(restarts.only_layers(LAST_LAYER)), "last layer", "0.6", "0.01", _BOTH),
+    "dash": RestartChoice(_dash, "DASH", "0.3", "0", ("shrink",), reads_data=True),
+    "fire": RestartChoice(_by_rule(restarts.fire), "FIRE"),
+}
 BASELINES = tuple(name for name, row in RESTARTS.items() if row.is_baseline)
 
 

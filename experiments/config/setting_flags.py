@@ -4,7 +4,8 @@ import dataclasses
 
 from absl import flags
 
-from experiments.config.settings import FIELDS, UsageError, parse_list, parse_sizes
+from experiments.config.fields import UsageError, parse_list, parse_sizes
+from experiments.config.settings import FIELDS
 from experiments.config.sweep import Product
 from sp_jax import data
 from sp_jax.data import samples, tfds_sets

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.config.choices import (
-    BASELINES,
     IMAGES,
     NETWORKS,
     OPTIMIZERS,
@@ -30,20 +29,12 @@ from experiments.config.fields import (
     TRACED,
     TRAINING,
     UsageError,
-    check_choice,
     check_field,
     check_numbers,
-    parse_list,
-    parse_sizes,
     setting,
 )
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.restarts import OPTIMIZER_STATES, STATISTICS
-
-__all__ = [
-    "BASELINES", "FIELDS", "RestartSetting", "Settings", "UsageError", "as_value", "check_choice", "parse_list",
-    "parse_sizes",
-]  # fmt: skip
 
 NOISES = ("gaussian", "fresh")
 TRAINED = ("all", "head", "head_then_all")
@@ -338,7 +329,7 @@ class Settings(NetworkSettings):
         rows = {name: RESTARTS[name] for name in self.restart}
         taken = [(float(row.shrink), float(row.noise_scale)) for row in rows.values() if row.is_baseline]
         for restart, row in rows.items():
-            repeated = taken if row.rule is RESTARTS["shrink_perturb"].rule else []
+            repeated = taken if restart == "shrink_perturb" else []
             pairs = self._pairs(row)
             made += [RestartSetting(restart, *pair) for pair in pairs if tuple(map(float, pair)) not in repeated]
         return tuple(made)

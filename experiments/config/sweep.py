@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config.settings import FIELDS, RestartSetting, Settings, UsageError, as_value
+from experiments.config.fields import UsageError
+from experiments.config.settings import FIELDS, RestartSetting, Settings, as_value
 
 Product = Mapping[str, tuple]  # setting -> the values that it takes
 
@@ -73,7 +74,7 @@ class Grid(NamedTuple):
         return tuple(varied) or (getattr(self.base, field),)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         vary = [{name: list(values) for name, values in product.items()} for product in self.vary]
         return {"settings": self.base.to_json(), "vary": vary}
 
@@ -116,7 +117,7 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
 
 
 def several(values: Sequence[Any]) -> str:
-    """Values as they are typed, with commas."""
+    """Return values as they are typed, with commas."""
     return ",".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
 
 

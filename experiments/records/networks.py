@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import choices
-from experiments.config.settings import Settings, UsageError, check_choice
+from experiments.config.fields import UsageError, check_choice
+from experiments.config.settings import Settings
 from experiments.config.sweep import Trial
 from experiments.records import results, run_folder
 from experiments.records.results import Row

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 from experiments.config.sweep import Trial
 from sp_jax.storage.atomic import write_whole
 from sp_jax.sweeps import Finished

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 from experiments.config.sweep import Grid
 from experiments.specs import registry
 from sp_jax.data import folders
@@ -34,20 +34,21 @@ def subfolders(base: pathlib.Path) -> list[pathlib.Path]:
 
 
 def side_by_side(folder: pathlib.Path) -> tuple[int, ...]:
-    """How many lanes each engine of the run in a folder trained at once, so that a resumed one does so too: other
-    numbers are the same to rounding only."""
+    """Return how many lanes each engine of the run in a folder trained at once.
+
+    A resumed run trains as many: with other numbers its rows would be the same to rounding only.
+    """
     return tuple((read_if_there(folder) or {}).get("side_by_side", ()))
 
 
-def write_config(folder: pathlib.Path, facts: Mapping[str, Any], samples: Mapping[str, int], start: Mapping[str, Any]):
+def write_config(folder: pathlib.Path, facts: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
     """Make the folder and write all facts of a run, its versions and device into its `config.json`.
 
     The command and versions of a resumed run are added to those that began it.
 
     Args:
       folder: of the run.
-      facts: experiment, settings, rounds; what `read_config` reads.
-      samples: how many its data sets have.
+      facts: experiment, settings, rounds, how many samples its data sets have; what `read_config` reads.
       start: of this process, see `provenance.start`.
 
     Returns:
@@ -57,7 +58,7 @@ def write_config(folder: pathlib.Path, facts: Mapping[str, Any], samples: Mappin
       UsageError: the folder holds a run of data sets of other sizes, or cannot be written.
     """
     saved = read_if_there(folder) or {}
-    for name, count in samples.items():
+    for name, count in facts["samples"].items():
         if saved.get("samples", {}).get(name, count) != count:
             raise UsageError(
                 f"--resume: {name} had {saved['samples'][name]:,} samples when the run in {folder} began, now "
@@ -106,7 +107,7 @@ def read_if_there(folder):
 
 
 def _checksum(config):
-    """Of all but the checksum."""
+    """Return the checksum of all but the checksum."""
     return zlib.crc32(json.dumps({k: v for k, v in config.items() if k != "checksum"}, sort_keys=True).encode())
 
 

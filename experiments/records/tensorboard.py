@@ -55,7 +55,7 @@ class Board:
             self._append(found[0][0], [event for _, event in found])
 
     def _lane(self, row):
-        """Names the lane of a row, and its folder."""
+        """Name the lane of a row, and its folder."""
         return f"{self._setting(row)}-seed{row['seed']}"
 
     def _setting(self, row):
@@ -82,7 +82,7 @@ class Board:
 
 
 def _rows(path):
-    """As text; none where there is no file."""
+    """Read rows as text; none where there is no file."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.config.settings import FIELDS, UsageError
+from experiments.config.fields import UsageError
+from experiments.config.settings import FIELDS
 from experiments.config.sweep import Grid
 from experiments.records import results, run_folder
 from experiments.records.results import Row
@@ -41,10 +42,11 @@ class LoadedRun(NamedTuple):
         if len(self.rows) >= self.wanted:
             return ""
         names = [name for name in self.grid.varied if name in self.rows[0]]
-        columns = ("restart", "shrink", "noise_scale", *names)
-        have = {tuple(row[c] if c not in names else results.text(row[c]) for c in columns) for row in self.rows}
-        trials = [(*t.cell, *(results.text(getattr(t.settings, n)) for n in names)) for t in self.grid.members()]
-        absent = [t.label for t, key in zip(self.grid.members(), trials, strict=True) if key not in have]
+        have = {(r["restart"], r["shrink"], r["noise_scale"], *(results.text(r[n]) for n in names)) for r in self.rows}
+        trials = self.grid.members()
+        absent = [
+            t.label for t in trials if (*t.cell, *(results.text(getattr(t.settings, n)) for n in names)) not in have
+        ]
         text = f"Partial: {len(self.rows):,} of {self.wanted:,} lane-rounds are finished."
         return text + (f" Not run: {'; '.join(absent)}." if absent else "")
 

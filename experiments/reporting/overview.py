@@ -1,32 +1,31 @@
 """All runs of a folder at once: every claim, and every number of the paper beside ours."""
 
-import pathlib
 from collections.abc import Sequence
 
 from experiments.config.settings import FIELDS
 from experiments.config.sweep import resolve, several
-from experiments.reporting import claims, comparison, loaded_run, summary, verdicts
+from experiments.reporting import claims, comparison, summary, verdicts
+from experiments.reporting.loaded_run import LoadedRun
 from experiments.reporting.run_report import check_claims
 
 
-def text(folders: Sequence[pathlib.Path]) -> str:
+def text(runs: Sequence[LoadedRun]) -> str:
     """Return all claims and all of the paper's numbers over several runs, as Markdown.
 
     Args:
-      folders: of one experiment each.
+      runs: of one experiment each.
 
     Returns:
       The text: a checklist of the claims, the paper's numbers beside ours, every test of every claim.
     """
     tested, compared, numbers = [], [], [("run", *comparison.HEADER, "setting")]
-    for folder in folders:
-        run = loaded_run.load(folder)
-        tested += [(number, folder.name, finding) for number, finding in check_claims(run)]
+    for run in runs:
+        tested += [(number, run.folder.name, finding) for number, finding in check_claims(run)]
         found, same = comparison.compare(run.experiment.name, run.rows, run.planned)
         if run.has_all_rounds and same:
             ran = [each for each in found if each.ours is not None]
             compared += ran
-            numbers += [(folder.name, *comparison.cells(each, same=True), _setting(run)) for each in ran]
+            numbers += [(run.folder.name, *comparison.cells(each, same=True), _setting(run)) for each in ran]
     tested.sort(key=lambda item: item[0])
     every = [("claim", "run", "verdict", "test")]
     every += [(str(n), run, finding.verdict, finding.text) for n, run, finding in tested]

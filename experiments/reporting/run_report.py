@@ -25,8 +25,12 @@ def write(folder: pathlib.Path) -> str:
     Raises:
       UsageError: the folder holds no run, or a damaged one.
     """
-    run = loaded_run.load(folder)
-    figures = _figures(run)
+    return write_loaded(loaded_run.load(folder))
+
+
+def write_loaded(run: LoadedRun) -> str:
+    """Write the report of a run that has been read; see `write`."""
+    folder, figures = run.folder, _figures(run)
     text = _text(run, figures)
     pictures = {f"figures/{path.name}": path for path, _ in figures}
     write_whole(folder / "report.html", html.render(text, run.experiment.name, pictures))

@@ -130,7 +130,7 @@ class Builder:
 
 
 def lane_bytes(made: training.Trainer) -> int:
-    """Of a lane's state: parameters, statistics, and what the optimiser and the method keep."""
+    """Count the bytes of a lane's state: parameters, statistics, and what the optimiser and the method keep."""
     lanes = sweeps.make_lanes([0], HParams(), training.Convergence(), 3)
     state = jax.eval_shape(jax.vmap(lambda lane: training.init_state(made, lane, 0)), lanes)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -150,7 +150,7 @@ def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
 
 
 def memory() -> int:
-    """Bytes of a host's devices together, or of the host where they are its own cores; the least of all hosts."""
+    """Return the bytes of a host's devices together, of the host where they are its cores; the least of all hosts."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     of_devices = sum(each.get("bytes_limit", 0) for each in stats)
     own = of_devices or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of the first, or auto (TPU, Slurm).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many.")
@@ -82,12 +82,12 @@ def join(workdir: pathlib.Path) -> None:
 
 
 def several() -> bool:
-    """Whether the flags ask for several hosts."""
+    """Return whether the flags ask for several hosts."""
     return _COORDINATOR.value is not None
 
 
 def first() -> bool:
-    """Whether this host writes."""
+    """Return whether this host writes."""
     return jax.process_index() == 0
 
 
@@ -118,7 +118,7 @@ def leave(code: int) -> None:
 
 
 def _find(address, own, unmet):
-    """Sees to it that process 0 can listen and the others reach it: jax would end the process, or crash."""
+    """Make sure that process 0 can listen and the others reach it: jax would end the process, or crash."""
     host, _, port = address.rpartition(":")
     if own == 0:
         try:

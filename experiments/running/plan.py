@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config.settings import FIELDS, UsageError
+from experiments.config.fields import UsageError
+from experiments.config.settings import FIELDS
 from experiments.config.sweep import Grid, Product, Trial, resolve, several
 from experiments.records import run_folder
 from experiments.running.builder import Builder
@@ -73,7 +74,7 @@ class RunPlan(NamedTuple):
             "arrivals": list(max(visible.values(), key=len)),
             "rounds": {name: len(rounds) for name, rounds in visible.items()},
         }
-        return run_folder.write_config(self.job.folder, facts, self.samples, start)
+        return run_folder.write_config(self.job.folder, facts, start)
 
 
 def build(job: Job, rounds: Rounds, builder: Builder) -> RunPlan:

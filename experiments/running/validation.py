@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from experiments.config import choices
-from experiments.config.settings import Settings, UsageError
+from experiments.config.fields import UsageError
+from experiments.config.settings import Settings
 from experiments.config.sweep import Trial, several
 from experiments.running import builder
 from experiments.specs.base import RoundSpec
@@ -88,9 +89,9 @@ def _check_model(settings: Settings, data: Dataset):
         raise UsageError(
             f"--model={model} does not take {settings.dataset}, which has {kind}; expected --model={fitting}"
         )
-    stages = network.has_stages and len(settings.stage_sizes)
+    stages = len(settings.stage_sizes)
     halvings = 2 ** (stages - 1)
-    if stages and (len(shape) != 3 or min(shape[:2]) < halvings):
+    if network.has_stages and (len(shape) != 3 or min(shape[:2]) < halvings):
         raise UsageError(
             f"--model={model} with {stages} stages needs images of at least {halvings}x{halvings} "
             f"pixels, {settings.dataset} has inputs of shape {shape}; choose another --model, or fewer --stage_sizes"
@@ -98,7 +99,7 @@ def _check_model(settings: Settings, data: Dataset):
 
 
 def _check_memory(settings: Settings, data: Dataset):
-    """Whether the least that each size needs is there: what is too large by far would be killed without a word."""
+    """Check that the least that each size needs is there: what is too large by far would be killed without a word."""
     network = choices.NETWORKS[settings.model].size
     value, there = several([getattr(settings, network)]), builder.memory()
     least = {

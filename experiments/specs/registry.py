@@ -3,7 +3,7 @@
 import importlib
 import re
 
-from experiments.config.settings import UsageError, check_choice
+from experiments.config.fields import UsageError, check_choice
 from experiments.specs.base import Experiment
 
 NAMES = (  # in the order of the paper; `online` is the default, `two_phase` one cell of Table 1

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from experiments.config.settings import RestartSetting, Settings, UsageError
+from experiments.config.fields import UsageError
+from experiments.config.settings import RestartSetting, Settings
 from experiments.specs.base import RoundSpec
 from sp_jax.data import arrival
 

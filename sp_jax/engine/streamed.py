@@ -112,7 +112,7 @@ class StreamedEngine(Engine):
         num_visible: int,
         epoch_limit: chex.Numeric = NO_LIMIT,
     ) -> Iterator[Progress]:
-        """Trains one epoch, block by block; it may be left in its middle, saved, and gone on with elsewhere.
+        """Train one epoch, block by block; it may be left in its middle, saved, and gone on with elsewhere.
 
         Args:
           lanes: as placed.
@@ -137,8 +137,10 @@ class StreamedEngine(Engine):
             yield trained
 
     def measure(self, function, lanes, carry, *shared):
-        """As `Engine.measure`. A function that looks at data says at which: its attribute `positions(T, *shared)` gives
-        [P] places in the order of arrival, on the host; without it, it gets None for the data.
+        """Measure as `Engine.measure` does, on the samples that the function says it looks at.
+
+        Its attribute `positions(T, *shared)` gives [P] places in the order of arrival, on the host; a function without
+        it gets None for the data.
         """
         looks = getattr(function, "positions", None)
         places = None if looks is None else np.asarray(looks(lanes.order.shape[1], *shared), np.int32)
@@ -154,7 +156,7 @@ class StreamedEngine(Engine):
         return self._once(("measure", function, jax.tree.structure(carry)), measure)(fed, carry, places, *shared)
 
     def _hold(self, data):
-        """All samples on the host."""
+        """Keep all samples on the host."""
         return jax.tree.map(np.asarray, data)
 
     def _host(self, lanes):
@@ -212,7 +214,7 @@ class StreamedEngine(Engine):
     # Training.
 
     def _chunks(self, lanes, progress, round_, num_visible, epoch_limit):
-        """As `Engine._chunks`; an epoch that is longer than a chunk has several."""
+        """Train as `Engine._chunks` does; an epoch that is longer than a chunk has several."""
         length = self._length(self.trainer.batch_size, lanes.order.shape[1])
         while (running := self._running(lanes, progress, epoch_limit)).any():
             left = -(-(num_visible - self._begun(progress, running)) // length)
@@ -224,11 +226,11 @@ class StreamedEngine(Engine):
         yield progress
 
     def _begun(self, progress, running):
-        """How many samples the lanes that run have seen of their epoch."""
+        """Return how many samples the lanes that run have seen of their epoch."""
         return int(self._host(progress.samples)[running].max())
 
     def _running(self, lanes, progress, epoch_limit):
-        """Which lanes have another epoch to train, [slots], on the host."""
+        """Find which lanes have another epoch to train, [slots], on the host."""
         active, epoch, reason = self._host((lanes.active, progress.epoch, progress.stop_reason))
         return active & (reason == StopReason.RUNNING) & (epoch < epoch_limit)
 
@@ -285,7 +287,7 @@ class StreamedEngine(Engine):
     # Restarts.
 
     def _begin(self, restart, state):
-        """As `Engine._begin`: restarts a round, from the batches that the restart says it looks at."""
+        """Return what restarts a round, from the batches that the restart says it looks at."""
         kind = (restart, jax.tree.structure(state), tuple((x.shape, x.dtype) for x in jax.tree.leaves(state)))
 
         def begin(lanes, states, data, round_, num_visible):

@@ -76,7 +76,7 @@ def make_restart(
       counts: of `"reset_changed"`, what becomes of step counts: see `sp_jax.transforms.optimizer_state`.
       shapes: where a leaf's shape is not that of the fresh network: `"same"`, an error; `"redraw"`, it is the fresh
         one, as the head of a pre-trained network for a task with other classes (Section 4.2); `"grow"`, the old
-        leaf restarted where it lies in the grown one, fresh elsewhere (`sp_jax.growth`).
+        leaf restarted where it lies in the grown one, fresh elsewhere (`sp_jax.transforms.growth`).
       model: needed to recalibrate; its `layouts` are known.
       optimizer: with it, what is reset of the optimiser's state is drawn from the restarted parameters. Without, it is
         the fresh network's: as good for moments, but wrong where the state holds copies of parameters, as of optax's

@@ -17,7 +17,7 @@ import soak
 from absl.testing import flagsaver
 
 from experiments import run
-from experiments.config.settings import UsageError
+from experiments.config.fields import UsageError
 from experiments.records import provenance, results, run_folder
 from experiments.running import signals
 from sp_jax.storage import checkpoints

@@ -16,7 +16,7 @@ import pytest
 
 from experiments import report
 from experiments.records import results, run_folder
-from experiments.reporting import comparison, html, overview, paper_numbers, plotting, summary
+from experiments.reporting import comparison, html, loaded_run, overview, paper_numbers, plotting, summary
 from experiments.reporting.plotting import fronts, grids, style
 
 MIXTURE = pathlib.Path(__file__).parents[2] / "experiments" / "results" / "online_mixture"
@@ -223,7 +223,7 @@ def test_a_browser_shows_the_page(run, tmp_path):
 
 def test_the_kept_summary_and_the_tables_of_the_page_of_results_are_what_the_code_says():
     folder = MIXTURE.parent
-    text = overview.text(run_folder.subfolders(folder))
+    text = overview.text([loaded_run.load(each) for each in run_folder.subfolders(folder)])
     assert (folder / "summary.md").read_text() == text
     page = (folder.parent / "docs" / "results.md").read_text()
     claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)

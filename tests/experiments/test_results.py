@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from experiments.records import results, run_folder
-from experiments.reporting import overview
+from experiments.reporting import loaded_run, overview
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -18,7 +18,7 @@ def tables(text):
 
 
 def test_the_summary_is_what_the_rows_give():
-    assert (RESULTS / "summary.md").read_text() == overview.text(FOLDERS)
+    assert (RESULTS / "summary.md").read_text() == overview.text([loaded_run.load(folder) for folder in FOLDERS])
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

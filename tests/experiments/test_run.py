@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 from binaries import call, fails
 
 from experiments import report, run
-from experiments.config import choices, settings, sweep
+from experiments.config import choices, fields, settings, sweep
 from experiments.records import results, run_folder
 from experiments.reporting import plotting, summary
 from experiments.running import builder, progress
@@ -421,7 +421,7 @@ def test_the_grid_is_the_product_of_the_flags():
                     ("shrink_perturb", "0.0", "0"))  # fmt: skip
     pairs = settings.Settings(pairs=("0.3:1e-4",), restart=("last_layer",)).cells()
     assert pairs == (("last_layer", "0.3", "1e-4"),)
-    assert settings.parse_list("--shrink", "0.6, 0.6,.6") == ("0.6", ".6")
+    assert fields.parse_list("--shrink", "0.6, 0.6,.6") == ("0.6", ".6")
 
 
 def test_settings_survive_json():

@@ -11,7 +11,8 @@ from absl.testing import flagsaver
 
 from experiments import run, trained
 from experiments.config import choices, sweep
-from experiments.config.settings import Settings, UsageError
+from experiments.config.fields import UsageError
+from experiments.config.settings import Settings
 from experiments.records import networks as kept
 from experiments.records import results
 from experiments.reporting import run_report

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.config.choices import BASELINES
 from experiments.records.results import Row
 from experiments.reporting.plotting import style
 from experiments.reporting.summary import TASK, Line, by_line, complete, label, trained
@@ -110,10 +111,10 @@ def _looks(points):
     shrinks = list(dict.fromkeys(line.cell.shrink for line in lines if line.cell.restart == "shrink_perturb"))
     pairs = sum(line.cell.restart == "shrink_perturb" for line in lines)
     for line, look in zip(lines, style.line_styles(lines), strict=True):
-        grid = pairs > style.MOST_LINES - len(style.BASELINES) and line.cell.restart == "shrink_perturb"
+        grid = pairs > style.MOST_LINES - len(BASELINES) and line.cell.restart == "shrink_perturb"
         text = label(line, without=(*TASK, "shrink") if grid else TASK).replace("shrink-perturb ", "")
         if grid:
-            place = len(style.BASELINES) + shrinks.index(line.cell.shrink)
+            place = len(BASELINES) + shrinks.index(line.cell.shrink)
             yield style.line_style(place), text, f"λ={line.cell.shrink}"
         else:
             yield look, text, None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.config.choices import BASELINES
 from experiments.records.results import Row
 from experiments.reporting.plotting import style
 from experiments.reporting.summary import by_line, label, last_round
@@ -32,7 +33,7 @@ def rounds(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, 
     lines = by_line(rows)
     if len(lines) <= style.MOST_LINES:
         return [style.save(_rounds(lines, rows, x), folder, "accuracy_and_cost")]
-    baselines = [line for line in lines if line.cell.restart in ("warm_start", "random_init")]
+    baselines = [line for line in lines if line.cell.restart in BASELINES]
     paths = []
     for sigma in dict.fromkeys(line.cell.noise_scale for line in lines if line not in baselines):
         chosen = {n: found for n, found in lines.items() if n in baselines or n.cell.noise_scale == sigma}

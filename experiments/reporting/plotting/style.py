@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.config.choices import BASELINES
 from experiments.records.results import Row
 from experiments.reporting.summary import Line, seeds_of, sound
 from sp_jax.data import EMBEDDED
@@ -22,7 +23,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv<>P"
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (4, 1)))
 MOST_LINES = len(COLOURS)
-BASELINES = ("warm_start", "random_init")
 
 ACCURACY, ROUND_COST = "validation accuracy (%)", "samples visited in the round (thousands)"
 SHRINK, NOISE_SCALE = "λ (shrink)", "σ (noise scale)"
