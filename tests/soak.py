@@ -29,7 +29,7 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     import jax
     from absl import flags as absl_flags
 
-    import sp_jax.engine.resident
+    import sp_jax.engine.engine
     import sp_jax.storage.checkpoints
     from experiments import run
     from experiments.config import app
@@ -41,7 +41,7 @@ def child(folder: str, flags: tuple[str, ...], stderr: str) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_disable_most_optimizations", True)
     app.use_compile_cache()
-    sp_jax.engine.resident.CHUNK_SECONDS = 0.01
+    sp_jax.engine.engine.CHUNK_SECONDS = 0.01
     run_flags = ("run", f"--workdir={folder}", "--resume", "--checkpoint_seconds=0", *flags)
     absl_flags.FLAGS(run_flags)
     sp_jax.storage.checkpoints.LEAST_WORK = 0

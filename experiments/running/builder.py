@@ -43,7 +43,8 @@ class Builder:
         side_by_side: how many lanes a device trains at once, for the engines in the order in which they are made; for
           those that it lacks one on a CPU, and what is fastest, measured, on an accelerator.
         """
-        self._datasets, self._devices_per_lane, self._stream = dict(datasets), devices_per_lane, stream
+        self._datasets, self._devices_per_lane, self._stream = datasets, devices_per_lane, stream
+        self._held = {}  # the data sets as the engines hold them: the next engine takes over the copy on the devices
         self.side_by_side, self._given = [], iter(side_by_side)  # those of the engines made
         self._members = Counter(key for phases in plan.values() for key in {static(p.settings) for p in phases})
         self._made = {}
@@ -72,9 +73,10 @@ class Builder:
             num_lanes = self._num_lanes(settings, made)
 
             def at(side_by_side):
-                data, options = self._datasets[settings.dataset], {"devices_per_lane": self._devices_per_lane}
-                engine = kind(made, data, num_lanes, side_by_side=side_by_side, **options)
-                self._datasets[settings.dataset] = engine.data  # the next engine takes the copy on the devices
+                held = self._held.get(settings.dataset, data)
+                options = {"side_by_side": side_by_side, "devices_per_lane": self._devices_per_lane}
+                engine = kind(made, held, num_lanes, **options)
+                self._held[settings.dataset] = engine.data
                 return engine
 
             given = next(self._given, None)

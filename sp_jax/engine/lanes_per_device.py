@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sp_jax import restarts
+from sp_jax.engine.engine import Engine
 from sp_jax.engine.lanes import check_count, make_lanes
-from sp_jax.engine.resident import Engine
 from sp_jax.training import Convergence
 from sp_jax.types import HParams
 

@@ -67,6 +67,52 @@ class Program:
         return self._compiled(lanes, carry, shared)
 
 
+class Programs:
+    """The devices of an engine, the slots that lanes have there, and the programs over these slots, each made once."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, num_lanes: int, side_by_side: int):
+        """Make none yet.
+
+        Args:
+          mesh: of axes `lanes` and `batch`.
+          num_lanes: the most lanes of a call.
+          side_by_side: how many of them a device trains at once.
+        """
+        self.mesh, self.side_by_side, self.rows = mesh, side_by_side, mesh.shape[LANES]
+        each = self.rows * side_by_side
+        self.slots = -(-num_lanes // each) * each  # of a call, idle ones included: whole batches on each row of devices
+        self._made: dict = {}
+
+    def once(self, key, function: Callable, **options) -> Program:
+        """Return the program of a key, made of the function at its first call; the options are those of `Program`."""
+        if key not in self._made:
+            self._made[key] = Program(function, self.mesh, side_by_side=self.side_by_side, **options)
+        return self._made[key]
+
+    @property
+    def compile_seconds(self) -> float:
+        """The compile time so far, of all programs together."""
+        return sum(program.compile_seconds for program in self._made.values())
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that the largest program compiled so far needs on each device."""
+        return max((program.bytes for program in self._made.values()), default=0)
+
+    def send(self, lanes):
+        """Put a pytree of [slots, ...] on the devices, each lane on its own."""
+        return put(lanes, self.mesh, PartitionSpec(LANES))
+
+    def fetch(self, lanes, count: int | None = None):
+        """Return NumPy arrays of the first `count` lanes, by default of all slots, idle ones too."""
+        return jax.tree.map(lambda x: to_host(x)[:count], lanes)
+
+
+def layout(tree) -> tuple:
+    """Return what a program is compiled for: the structure of a pytree, the shapes and dtypes of its leaves."""
+    return jax.tree.structure(tree), tuple((x.shape, x.dtype) for x in jax.tree.leaves(tree))
+
+
 def _unless_idle(function, lanes, carries, shared):
     """Apply the function to each lane of a batch, or return zeros where none of them is active."""
 

@@ -5,23 +5,24 @@ The samples stay on the host, in any array, as the memory-mapped cache of decode
 next is sent. The host waits for the device once an epoch, where it must know which lanes have converged.
 
 Each lane has its own samples, so what is sent grows with the number of lanes, even of lanes of one seed. Results are
-those of `sp_jax.engine.Engine`, bit for bit on a CPU.
+those of samples on the devices, bit for bit on a CPU.
 """
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import PartitionSpec
 
 from sp_jax import training
+from sp_jax.engine.engine import Engine
 from sp_jax.engine.lanes import check_count
-from sp_jax.engine.program import LANES, put
-from sp_jax.engine.resident import Engine
+from sp_jax.engine.program import Programs, layout
+from sp_jax.engine.source import restart_lane
 from sp_jax.random import Purpose, key_for
 from sp_jax.training import EVALUATION_BATCH, Lane, Trainer
 from sp_jax.types import Batches, Dataset, Evaluation, Progress, StopReason
@@ -78,31 +79,26 @@ def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray, 
     return iter(grain.MapDataset.range(count).map(gather).to_iter_dataset(options))
 
 
-class StreamedEngine(Engine):
-    """An `Engine` whose data stay on the host; the devices never hold more than two blocks of them."""
+class Streamed:
+    """A `Source` whose samples stay on the host; the devices never hold more than two blocks of them."""
 
     resumes_mid_epoch = True
 
-    def __init__(self, trainer: Trainer, data: Dataset, num_lanes: int, *, block_bytes: int = BLOCK_BYTES, **options):
-        """Set up the programs; send nothing yet.
+    def __init__(self, trainer: Trainer, data: Dataset, programs: Programs, *, block_bytes: int = BLOCK_BYTES):
+        """Send nothing yet.
 
         Args:
-          trainer: the static side of training.
+          trainer: the static configuration.
           data: all samples, on the host.
-          num_lanes: the most lanes of a call.
+          programs: of the engine.
           block_bytes: of samples that a device is sent at a time; at least one batch.
-          **options: of `Engine`.
 
         Raises:
-          ValueError: as `Engine`; float inputs are read once to look for NaN.
+          ValueError: `block_bytes` below 1.
         """
         check_count("block_bytes", block_bytes)
-        super().__init__(trainer, data, num_lanes, **options)
-        self._block_bytes = block_bytes
-        self._order = self._program(self._order_lane)
-        self._advance = self._program(self._advance_lane, donate=True)
-        self._add_evaluation = self._program(self._evaluate_block)
-        self._evaluate = self._evaluate_streamed
+        self._trainer, self._programs, self._block_bytes = trainer, programs, block_bytes
+        self.data = jax.tree.map(np.asarray, data)
 
     def epoch(
         self,
@@ -125,19 +121,21 @@ class StreamedEngine(Engine):
           The progress after each block. Its buffers are reused too: who wants it fetches it before going on.
         """
         running = self._running(lanes, progress, epoch_limit)
-        size, shared = self.trainer.batch_size, (np.int32(num_visible), np.int32(epoch_limit))
-        order = self._host(self._order(lanes, progress.epoch, np.int32(round_), shared[0]))
+        size, shared = self._trainer.batch_size, (np.int32(num_visible), np.int32(epoch_limit))
+        shuffle = self._programs.once("order", self._order_lane)
+        advance = self._programs.once("advance", self._advance_lane, donate=True)
+        order = self._host(shuffle(lanes, progress.epoch, np.int32(round_), shared[0]))
         length, order = self._length(size, lanes.order.shape[1]), order[:, : -(-num_visible // size) * size]
         stream = blocks(self.data, order, length, running, self._begun(progress, running))
 
         def step(fed, progress, first):
-            return self._advance(fed, progress, first, *shared)
+            return advance(fed, progress, first, *shared)
 
         for _, trained in self._over(stream, lanes, step, progress):
             yield trained
 
     def measure(self, function, lanes, carry, *shared):
-        """Measure as `Engine.measure` does, on the samples that the function says it looks at.
+        """Run a function of one lane on all lanes, on the samples that the function says it looks at.
 
         Its attribute `positions(T, *shared)` gives [P] places in the order of arrival, on the host; a function without
         it gets None for the data.
@@ -153,30 +151,20 @@ class StreamedEngine(Engine):
             return function(lane, carry, data, *shared)
 
         fed = Fed(lanes, None if places is None else self._chosen(lanes, self._host(lanes.order)[:, places]))
-        return self._once(("measure", function, jax.tree.structure(carry)), measure)(fed, carry, places, *shared)
-
-    def _hold(self, data):
-        """Keep all samples on the host."""
-        return jax.tree.map(np.asarray, data)
+        return self._programs.once(("measure", function, layout(carry)), measure)(fed, carry, places, *shared)
 
     def _host(self, lanes):
         """NumPy arrays of all slots, idle ones too."""
-        return self.fetch(lanes, self._slots)
+        return self._programs.fetch(lanes)
 
     def _length(self, batch, count):
         """Return the samples of a block: whole batches, at most `block_bytes` for all lanes of a device."""
-        each = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.data)) * self._slots // self._rows
+        each = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.data))
+        each = each * self._programs.slots // self._programs.rows
         return batch * max(1, min(self._block_bytes // (batch * each), -(-count // batch)))
 
-    def _send(self, tree):
-        return put(tree, self.mesh, PartitionSpec(LANES))
-
-    def _sums(self):
-        """Return a loss and a count of correct predictions of 0, for each slot."""
-        return self._send((np.zeros(self._slots, jnp.zeros((), float).dtype), np.zeros(self._slots, np.int32)))
-
     def _block(self, inputs, labels):
-        return self._send(self.data.replace(inputs=inputs, labels=labels))
+        return self._programs.send(self.data.replace(inputs=inputs, labels=labels))
 
     def _chosen(self, lanes, indices):
         """Send a single block: samples [slots, n] by their indices."""
@@ -203,25 +191,17 @@ class StreamedEngine(Engine):
             last = carry
         return last
 
-    def _once(self, key, function):
-        if key not in self._compiled:
-            self._compiled[key] = self._program(function)
-        return self._compiled[key]
-
-    def _programs(self):
-        return [self._init, self._merge, self._order, self._advance, self._add_evaluation, *self._compiled.values()]
-
     # Training.
 
-    def _chunks(self, lanes, progress, round_, num_visible, epoch_limit):
-        """Train as `Engine._chunks` does; an epoch that is longer than a chunk has several."""
-        length = self._length(self.trainer.batch_size, lanes.order.shape[1])
+    def train(self, lanes, progress, round_, num_visible, epoch_limit, fill):
+        """Train up to an epoch; where one takes longer than a chunk, the host gets control in its middle too."""
+        length = self._length(self._trainer.batch_size, lanes.order.shape[1])
         while (running := self._running(lanes, progress, epoch_limit)).any():
             left = -(-(num_visible - self._begun(progress, running)) // length)
-            fill = self._fill(running.sum() * length)
+            chunk = fill(running.sum() * length)
             trained = self.epoch(lanes, progress, round_, num_visible, epoch_limit)
             for i, progress in enumerate(trained, 1):
-                if i % fill == 0 and i < left:
+                if i % chunk == 0 and i < left:
                     yield progress
         yield progress
 
@@ -235,7 +215,7 @@ class StreamedEngine(Engine):
         return active & (reason == StopReason.RUNNING) & (epoch < epoch_limit)
 
     def _order_lane(self, lane, epoch, round_, num_visible):
-        size = self.trainer.batch_size
+        size = self._trainer.batch_size
         key = key_for(lane.seed, Purpose.SHUFFLE, round_, epoch)
         return training.epoch_order(key, lane.order, num_visible, -(-lane.order.shape[0] // size) * size)
 
@@ -247,14 +227,14 @@ class StreamedEngine(Engine):
             hparams, count = training.at_epoch(lane.hparams, progress.epoch), jnp.minimum(num_visible - first, length)
             sums = (progress.state, progress.loss_sum, progress.correct_sum)
             state, loss, correct = training.train_batches(
-                self.trainer, hparams, fed.block, jnp.arange(length), sums, count
+                self._trainer, hparams, fed.block, jnp.arange(length), sums, count
             )
             progress = progress.replace(state=state, samples=first + count, loss_sum=loss, correct_sum=correct)
             return jax.lax.cond(first + count >= num_visible, end, lambda progress: progress, progress)
 
         def end(progress):
             accuracy, loss = progress.correct_sum.astype(float) / num_visible, progress.loss_sum / num_visible
-            progress = progress.replace(state=self.trainer.method.after_epoch(progress.state))
+            progress = progress.replace(state=self._trainer.method.after_epoch(progress.state))
             return lane.convergence.update(progress, accuracy, loss)
 
         running = (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit) & lane.active
@@ -263,60 +243,49 @@ class StreamedEngine(Engine):
 
     # Evaluation.
 
-    def _evaluate_streamed(self, lanes, state, data):
-        """Evaluate as the resident engine's program does."""
-        del data
+    def evaluate(self, lanes, state):
+        """Evaluate each lane on its validation samples, block by block."""
         order, count = self._host(lanes.validation), lanes.validation.shape[1]
         length = self._length(EVALUATION_BATCH, count)
         order = np.pad(order, ((0, 0), (0, -count % EVALUATION_BATCH)))
         stream = blocks(self.data, order, length, self._host(lanes.active))
+        add, slots = self._programs.once("evaluate", self._evaluate_block), self._programs.slots
+        nothing = self._programs.send((np.zeros(slots, jnp.zeros((), float).dtype), np.zeros(slots, np.int32)))
 
         def step(fed, carry, first):
-            sums, evaluation = self._add_evaluation(fed, (state, carry[0]), first)
+            sums, evaluation = add(fed, (state, carry[0]), first)
             return (sums, evaluation), evaluation
 
-        return self._last(self._over(stream, lanes, step, (self._sums(), None)))[1]
+        return self._last(self._over(stream, lanes, step, (nothing, None)))[1]
 
     def _evaluate_block(self, fed, carry, first):
         """Add a block's samples to the sums; return them, and the evaluation that they give after the last block."""
         (state, sums), count, length = carry, fed.lane.validation.shape[0], fed.block.labels.shape[0]
-        state, here = self.trainer.method.evaluated(state), jnp.minimum(count - first, length)
-        sums = training.evaluate_batches(self.trainer.model, state, fed.block, jnp.arange(length), sums, here)
+        state, here = self._trainer.method.evaluated(state), jnp.minimum(count - first, length)
+        sums = training.evaluate_batches(self._trainer.model, state, fed.block, jnp.arange(length), sums, here)
         return sums, Evaluation(sums[1].astype(float) / count, sums[0] / count)
 
     # Restarts.
 
-    def _begin(self, restart, state):
-        """Return what restarts a round, from the batches that the restart says it looks at."""
-        kind = (restart, jax.tree.structure(state), tuple((x.shape, x.dtype) for x in jax.tree.leaves(state)))
-
-        def begin(lanes, states, data, round_, num_visible):
-            del data
-            state = states[0]
-            count = restart.num_batches
-            order = self._arrival(lanes)
-            fed = Fed(lanes, self._chosen(lanes, order[:, : count * self._size(lanes)]) if count else None)
-            swept = self._sweep(kind, lanes, state, order, num_visible) if restart.data_pass else ()
-            return self._once(("begin", *kind), self._begin_lane(restart))(fed, (states, swept), round_, num_visible)
-
-        return begin
-
-    def _begin_lane(self, restart):
-        data_pass = restart.data_pass
+    def begin(self, restart, lanes, states, round_, num_visible):
+        """Restart each lane before a round, from the batches that the restart says it looks at."""
+        kind, count, order = (restart, layout(states[0])), restart.num_batches, self._arrival(lanes)
+        fed = Fed(lanes, self._chosen(lanes, order[:, : count * self._size(lanes)]) if count else None)
+        swept = self._sweep(kind, lanes, states[0], order, num_visible) if restart.data_pass else ()
 
         def begin(fed, carry, round_, num_visible):
             (states, swept), lane = carry, fed.lane
             left = iter(swept)
 
             def swept_restart(*args, **options):
-                return data_pass.finish(next(left))(*args, **options)
+                return restart.data_pass.finish(next(left))(*args, **options)
 
             if fed.block is not None:  # these are all samples now, in the order of arrival
                 lane = lane.replace(order=jnp.arange(fed.block.labels.shape[0]))
-            begin = self._restart_lane(swept_restart if data_pass else restart)
-            return begin(lane, states, fed.block, round_, num_visible)
+            one = swept_restart if restart.data_pass else restart
+            return restart_lane(self._trainer, one, lane, states, fed.block, round_, num_visible)
 
-        return begin
+        return self._programs.once(("begin", kind), begin)(fed, (states, swept), round_, num_visible)
 
     def _sweep(self, kind, lanes, state, order, num_visible):
         """Pass a restart over all samples that have arrived, for each state that the method restarts."""
@@ -324,7 +293,7 @@ class StreamedEngine(Engine):
 
         def restarted(state):
             seen = []
-            self.trainer.method.restarted(lambda state: seen.append(state) or state, state)
+            self._trainer.method.restarted(lambda state: seen.append(state) or state, state)
             return seen
 
         def start(lane, state):
@@ -338,18 +307,42 @@ class StreamedEngine(Engine):
             return [data_pass.update(each, one, batches) for each, one in zip(restarted(state), swept, strict=True)]
 
         def step(fed, swept, first):
-            swept = self._once(("sweep", *kind), update)(fed, (state, swept), first, num_visible)
+            swept = self._programs.once(("sweep", kind), update)(fed, (state, swept), first, num_visible)
             return swept, swept
 
         visible, length = order[:, : -(-num_visible // size) * size], self._length(size, order.shape[1])
         stream = blocks(self.data, visible, length, self._host(lanes.active))
-        return self._last(self._over(stream, lanes, step, self._once(("start", *kind), start)(lanes, state)))
+        begun = self._programs.once(("start", kind), start)(lanes, state)
+        return self._last(self._over(stream, lanes, step, begun))
 
     def _size(self, lanes):
         """Return the samples of a batch that a restart looks at."""
-        return min(self.trainer.batch_size, lanes.order.shape[1])
+        return min(self._trainer.batch_size, lanes.order.shape[1])
 
     def _arrival(self, lanes):
         """Return the order of arrival, [slots, K * B] with the padding that the resident engine has."""
         order = self._host(lanes.order)
         return np.pad(order, ((0, 0), (0, -order.shape[1] % self._size(lanes))))
+
+
+class StreamedEngine(Engine):
+    """An `Engine` with a `Streamed` source."""
+
+    def __init__(self, trainer: Trainer, data: Dataset, num_lanes: int, *, block_bytes: int = BLOCK_BYTES, **options):
+        """Set up the source; send nothing yet.
+
+        Args:
+          trainer: the static configuration.
+          data: all samples, on the host.
+          num_lanes: the most lanes of a call.
+          block_bytes: of samples that a device is sent at a time; at least one batch.
+          **options: of `Engine`.
+
+        Raises:
+          ValueError: as `Engine`; float inputs are read once to look for NaN.
+        """
+        super().__init__(trainer, data, num_lanes, source=partial(Streamed, block_bytes=block_bytes), **options)
+
+    def epoch(self, lanes: Lane, progress: Progress, round_: int, num_visible: int, **limit) -> Iterator[Progress]:
+        """Train one epoch, block by block, as `Streamed.epoch` does."""
+        return self.source.epoch(lanes, progress, round_, num_visible, **limit)

@@ -47,7 +47,7 @@ def train(groups, folder, stop_after=None, **options):
 
 
 def test_a_run_that_is_stopped_after_any_chunk_goes_on_to_the_same_bits(groups, tmp_path, monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
     whole, states = train(groups, tmp_path / "whole")
     for stop_after in (1, 8, 12):  # of 16: 8 epochs in each round, the last chunk of the first too
         folder = tmp_path / str(stop_after)

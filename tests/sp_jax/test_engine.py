@@ -54,7 +54,7 @@ def test_a_grid_trains_as_one_pool_where_there_is_room(room, pools, by_groups):
 @pytest.mark.slow
 @pytest.mark.parametrize("side_by_side", [1, 2])
 def test_lanes_that_stop_make_room_and_come_home(side_by_side, monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
     count, epochs = 7, np.int32([9, 9, 1, 2, 1, 1, 3])
     engine = sweeps.Engine(TRAINER, SMALL, count, side_by_side=side_by_side)
     moves = []
@@ -107,7 +107,7 @@ def test_a_batch_over_two_devices_trains_as_on_one():
         state, results, _ = sweeps.train_round(phase, 1, placed, None)
         found[count] = engine.fetch(state), results
         if count == 2:
-            text = engine._train._compiled.as_text()
+            text = engine._programs.once("train", None)._compiled.as_text()
             assert "all-reduce" in text  # the gradients of two halves of a batch
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found[1][0], found[2][0])
     for one, two in zip(found[1][1], found[2][1], strict=True):

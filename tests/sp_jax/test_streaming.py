@@ -50,7 +50,7 @@ def assert_same(engines, lanes, arrivals, restart):
 
 def test_streamed_rounds_are_the_resident_ones_bit_for_bit(monkeypatch):
     """Several rounds, partial last batches, two devices, lanes that stop for each of the reasons and make room."""
-    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
     engines = both(TRAINER, SMALL, 5, block_bytes=BLOCK, side_by_side=2)
     hparams = HParams(np.float32([0.01, 0.01, 0.01, 0.01, np.inf]), 0.0, 0.5, 0.1)
     lanes = sweeps.make_lanes(range(5), hparams, REASONS, 300)
@@ -127,7 +127,7 @@ def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parame
 
 
 def test_a_streamed_run_that_is_stopped_after_any_block_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # a block each
+    monkeypatch.setattr("sp_jax.engine.engine.CHUNK_SECONDS", 1e-6)  # a block each
     engine = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=1)
     lanes = sweeps.make_lanes([0, 1], HParams(0.01), Convergence.exactly(2), 300)
     groups = [sweeps.Group("g", sweeps.rounds(engine, lanes, restarts.no_restart, (60, 100)))]
@@ -160,7 +160,7 @@ def test_a_streamed_run_that_is_stopped_after_any_block_goes_on_to_the_same_bits
 def test_all_rounds_are_one_compile_and_the_device_never_holds_the_data(caplog, monkeypatch):
     engine = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK // 2)
     lanes = group("shrink_perturb", 0.5, 0.1, seeds=[0, 1]).lanes
-    before, most, block = {id(x) for x in jax.live_arrays()}, [], engine._block
+    before, most, block = {id(x) for x in jax.live_arrays()}, [], engine.source._block
 
     def watched(*samples):
         sent = block(*samples)
@@ -168,7 +168,7 @@ def test_all_rounds_are_one_compile_and_the_device_never_holds_the_data(caplog, 
         most.append(sum(x.nbytes for x in held) / sent.inputs.nbytes)
         return sent
 
-    monkeypatch.setattr(engine, "_block", watched)
+    monkeypatch.setattr(engine.source, "_block", watched)
     compiled, restart = [], restarts.make_restart(restarts.shrink_perturb)
     placed, state = engine.place(lanes), None
     with jax.log_compiles(), caplog.at_level(logging.WARNING):

@@ -191,7 +191,7 @@ def test_a_resumed_run_gives_what_an_undisturbed_one_gives(tmp_path):
 
 
 def test_chunks_reach_the_host(monkeypatch):
-    monkeypatch.setattr("sp_jax.engine.resident.CHUNK_SECONDS", 1e-6)  # an epoch each
+    monkeypatch.setattr("sp_jax.engine.engine.CHUNK_SECONDS", 1e-6)  # an epoch each
     seen = []
     groups = [group("warm_start", 1, 0)]
     watch = sweeps.Callbacks(lambda g, r, p: seen.append((len(g), r, p.epoch.max(), p.stop_reason.copy())))

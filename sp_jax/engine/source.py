@@ -1,0 +1,96 @@
+"""What an engine asks of the source of its samples."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from sp_jax.random import Purpose, key_for
+from sp_jax.restarts import Restart
+from sp_jax.training import Lane, Trainer
+from sp_jax.types import Batches, Dataset, Evaluation, Progress, TrainState
+
+
+class Source(Protocol):
+    """Gives the lanes of an engine their samples: `sp_jax.engine.resident`, `sp_jax.engine.streamed`, or your own.
+
+    A source is made by `source(trainer, data, programs)`. Lanes, states and progresses are pytrees of [slots, ...] on
+    the devices, as the engine places them; scalars are NumPy's.
+    """
+
+    data: Dataset
+    resumes_mid_epoch: bool  # whether `train` goes on with an epoch that was left in its middle
+
+    def begin(
+        self,
+        restart: Restart,
+        lanes: Lane,
+        states: tuple[TrainState, TrainState],
+        round_: np.int32,
+        num_visible: np.int32,
+    ) -> Progress:
+        """Restart each lane before a round, from its state and a fresh one."""
+
+    def train(
+        self,
+        lanes: Lane,
+        progress: Progress,
+        round_: np.int32,
+        num_visible: np.int32,
+        epoch_limit: np.int32,
+        fill: Callable[[int], int],
+    ) -> Iterator[Progress]:
+        """Train up to an epoch, and yield the progress wherever the host is to have control: after `fill(n)` passes
+        over n samples, and in the end."""
+
+    def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
+        """Evaluate each lane on its validation samples."""
+
+    def measure(self, function: Callable, lanes: Lane, carry, *shared):
+        """Run `function(lane, carry, data, *shared)` of one lane on all lanes, as `Engine.measure` says."""
+
+
+def restart_lane(
+    trainer: Trainer,
+    restart: Restart | Callable,
+    lane: Lane,
+    states: tuple[TrainState, TrainState],
+    data: Dataset | None,
+    round_: chex.Numeric,
+    num_visible: chex.Numeric,
+) -> Progress:
+    """Restart one lane before a round (Section 4).
+
+    Args:
+      trainer: the static configuration.
+      restart: as `sp_jax.restarts` has them.
+      lane: one lane.
+      states: its state and a fresh one.
+      data: the samples that `lane.order` indexes; None where the restart reads none.
+      round_: int scalar, may be traced.
+      num_visible: int scalar, how many samples have arrived.
+
+    Returns:
+      A round that has not begun.
+    """
+    state, fresh = states
+    key = key_for(lane.seed, Purpose.NOISE, round_)
+    hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
+    # The compiler drops them where they are not used.
+    batches = None if data is None else _in_batches(trainer.batch_size, lane, data, num_visible)
+
+    def apply(state):
+        return restart(key, state, fresh, **hparams, batches=batches)
+
+    return lane.convergence.start(trainer.method.restarted(apply, state), active=lane.active)
+
+
+def _in_batches(batch_size, lane, data, num_visible):
+    """Return all samples in batches in the order of arrival, those that have not arrived masked."""
+    size = min(batch_size, lane.order.shape[0])
+    shape = (-(-lane.order.shape[0] // size), size)
+    order = jnp.pad(lane.order, (0, shape[0] * size - lane.order.shape[0])).reshape(shape)
+    masks = (jnp.arange(shape[0] * size) < num_visible).reshape(shape)
+    return Batches(data.inputs[order], masks, data.labels[order])
