@@ -9,7 +9,19 @@ Shrink-perturb on any parameter pytree:
 Array([0.605, 0.605], dtype=float32)
 """
 
-from sp_jax import data, diagnostics, fitting, models, penalties, plasticity, restarts, sweeps, training, transforms
+from sp_jax import (
+    data,
+    diagnostics,
+    fitting,
+    models,
+    penalties,
+    plasticity,
+    restarts,
+    sweeps,
+    tasks,
+    training,
+    transforms,
+)
 from sp_jax.engine import streamed as streaming
 from sp_jax.fitting import fit_rounds, load_fit, save_fit, tune_restart
 from sp_jax.restarts import make_restart, recalibrate
@@ -69,6 +81,7 @@ __all__ = [
     "shrink_perturb",
     "streaming",
     "sweeps",
+    "tasks",
     "training",
     "transforms",
     "tune_restart",

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sp_jax import penalties
 from sp_jax.training import Lane, Trainer
 from sp_jax.types import Dataset, TrainState
 
@@ -52,11 +51,11 @@ def _gradient_norm(trainer, lane, state, data, start, stop):
     def batch_norm(i):
         positions = start + i * size + jnp.arange(size)
         mask = positions < stop
-        chosen = lane.order[jnp.minimum(positions, lane.order.shape[0] - 1)]
+        samples = data.take(lane.order[jnp.minimum(positions, lane.order.shape[0] - 1)])
 
         def mean_loss(params):
-            logits, _ = trainer.model.apply(params, state.batch_stats, data.inputs[chosen], mask, True)
-            losses = penalties.cross_entropy(logits, data.labels[chosen])
+            outputs, _ = trainer.model.apply(params, state.batch_stats, samples.inputs, mask, True)
+            losses = trainer.task.losses(outputs, samples.labels)
             return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
         return jnp.where(jnp.any(mask), optax.tree.norm(jax.grad(mean_loss)(state.params)), 0), jnp.any(mask)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.penalties import cross_entropy
+from sp_jax.tasks import cross_entropy
 from sp_jax.transforms.filters import is_changeable, path_name
 from sp_jax.types import Model, RoundResult, TrainState
 
@@ -30,11 +30,12 @@ def first_not_finite(state: TrainState) -> str:
     return ""
 
 
-def first_lost_sample(model: Model) -> Callable:
+def first_lost_sample(model: Model, losses: Callable = cross_entropy) -> Callable:
     """Make a measure, as `Engine.measure` runs it: the samples whose loss under a network is not finite.
 
     Args:
       model: its two functions.
+      losses: of the task.
 
     Returns:
       `measure(lane, state, data, num_visible)`, in evaluation mode: how many of the samples that have arrived have no
@@ -49,8 +50,9 @@ def first_lost_sample(model: Model) -> Callable:
 
         def lost(places):
             chosen = lane.order[jnp.minimum(places, count - 1)]
-            logits, _ = model.apply(state.params, state.batch_stats, data.inputs[chosen], None, False)
-            return ~jnp.isfinite(cross_entropy(logits, data.labels[chosen])) & (places < num_visible)
+            samples = data.take(chosen)
+            outputs, _ = model.apply(state.params, state.batch_stats, samples.inputs, None, False)
+            return ~jnp.isfinite(losses(outputs, samples.labels)) & (places < num_visible)
 
         found = jnp.ravel(jax.lax.map(lost, places))
         return jnp.sum(found, dtype=jnp.int32), lane.order[jnp.argmax(found)]

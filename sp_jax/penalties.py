@@ -21,30 +21,23 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from sp_jax.models.layers import scale_pixels
+from sp_jax.tasks import cross_entropy
 
 Forward = Callable[[chex.Array], tuple[chex.Array, chex.ArrayTree]]
 Penalty = Callable[..., tuple[chex.Array, chex.Array, chex.ArrayTree]]
 
 
-def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Return the cross-entropy of each sample, nats, computed in at least float32.
-
-    Args:
-      logits: [B, classes].
-      labels: [B] integers.
-
-    Returns:
-      [B].
-    """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def none(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
-    """Compute the plain cross-entropy; `mask` and `strength` are not used.
+def none(
+    forward: Forward,
+    inputs: chex.Array,
+    labels: chex.Array,
+    mask: chex.Array,
+    strength: chex.Numeric,
+    losses: Callable = cross_entropy,
+):
+    """Compute the plain loss; `mask` and `strength` are not used.
 
     Args:
       forward: see the module.
@@ -52,13 +45,14 @@ def none(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Ar
       labels: [B] integers.
       mask: [B] booleans, False marks padding.
       strength: a scalar.
+      losses: of a `sp_jax.tasks.Task`; (logits, labels) to [B].
 
     Returns:
       Losses [B], logits [B, classes], batch statistics.
     """
     del mask, strength
     logits, batch_stats = forward(inputs)
-    return cross_entropy(logits, labels), logits, batch_stats
+    return losses(logits, labels), logits, batch_stats
 
 
 def confidence(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):

@@ -17,6 +17,7 @@ class Purpose(enum.IntEnum):
     SHUFFLE = 2  # the order of an epoch
     NOISE = 3  # Gaussian noise of a restart
     METHOD = 4  # draws of a method during training
+    AUGMENT = 5  # of a batch's augmentation
 
 
 def key_for(seed: chex.Numeric, purpose: Purpose, *counters: chex.Numeric) -> chex.PRNGKey:

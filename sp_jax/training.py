@@ -5,7 +5,9 @@ A round is training to convergence (Section 2.1): a `while_loop` of epochs insid
 round 1 and round 34 are the same program.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -14,14 +16,16 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sp_jax import penalties
+from sp_jax import penalties, tasks
 from sp_jax.plasticity import methods
 from sp_jax.random import Purpose, key_for
 from sp_jax.transforms import filters, optimizer_state
-from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, TrainState
+from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReason, Sums, TrainState
 
 Optimizer = Callable[[HParams], optax.GradientTransformation]
 EVALUATION_BATCH = 500  # samples at a time
+NO_LIMIT = 2**31 - 1
+MONITORS = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
 
 def adam(hparams: HParams) -> optax.GradientTransformation:
@@ -66,54 +70,109 @@ class Convergence:
     The paper trains to 99 % training accuracy; the authors stopped models that cannot reach it "when training accuracy
     stops improving". Training accuracy is the online one: counted in train mode while the epoch runs.
 
+    Where another quantity is watched (`monitor`), it decides on the plateau, and `reaches` is the threshold. One of the
+    validation samples costs an evaluation an epoch; `restore_best` ends the round with the network of the best epoch.
+
     A lane whose loss is no longer finite, or whose network holds a NaN, stops (`StopReason.NAN`) and costs no time,
     in later rounds either: a round that begins with a NaN has no epochs. So with λ > 0 a lane stays NaN for good; only
     a restart that forgets the old network (random init, or λ = 0 with statistics and optimiser reset) recovers it.
     """
 
-    train_accuracy: chex.Numeric = 0.99  # fraction: the threshold
+    train_accuracy: chex.Numeric = 0.99  # fraction: the threshold, where it is what `monitor` names
     patience: chex.Numeric = 100  # epochs without an improvement that count as a plateau
-    min_improvement: chex.Numeric = 0.001  # fraction: less than this is no improvement
+    min_improvement: chex.Numeric = 0.001  # fraction, or nats of a loss: less than this is no improvement
     max_epochs: chex.Numeric = 1000
     fixed: chex.Numeric = False  # True: exactly `max_epochs` epochs, whatever the accuracy
+    reaches: chex.Numeric = math.nan  # the threshold of another `monitor`; NaN for none
+    max_samples: chex.Numeric = NO_LIMIT  # visited in a round, a sample once an epoch; the last epoch may be a part
+    max_steps: chex.Numeric = NO_LIMIT  # of the optimiser, likewise
+    monitor: str = struct.field(pytree_node=False, default="train_accuracy")  # one of `MONITORS`
+    restore_best: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def exactly(cls, epochs: int) -> "Convergence":
-        """Make the rule of exactly so many epochs (Figure 1 has 350; Figure 6 has none)."""
-        return cls(max_epochs=epochs, fixed=True)
+    def exactly(cls, epochs: int = NO_LIMIT, *, steps: int = NO_LIMIT, samples: int = NO_LIMIT) -> "Convergence":
+        """Make the rule of exactly so many epochs (Figure 1 has 350; Figure 6 has none), steps or samples."""
+        return cls(max_epochs=epochs, fixed=True, max_steps=steps, max_samples=samples)
 
-    def start(self, state: TrainState, *, active: chex.Array = True) -> Progress:
+    @property
+    def validates(self) -> bool:
+        """Whether the rule looks at the validation samples after each epoch."""
+        return self.monitor.startswith("validation")
+
+    def allowed(self, epoch: chex.Array, num_visible: chex.Numeric, batch_size: int) -> tuple[chex.Array, chex.Array]:
+        """Return how many samples the next epoch may visit after `epoch` ones, and whether it is the budget's last."""
+
+        def left(epoch, total, each):
+            whole = jnp.where(total == NO_LIMIT, NO_LIMIT, total // each)
+            return jnp.where(epoch < whole, each, jnp.where(epoch == whole, total % each, 0))
+
+        def count(epoch):
+            steps = left(epoch, self.max_steps, (num_visible + batch_size - 1) // batch_size)
+            return jnp.minimum(left(epoch, self.max_samples, num_visible), jnp.minimum(steps * batch_size, num_visible))
+
+        return count(epoch), (count(epoch) < num_visible) | (count(epoch + 1) == 0)
+
+    def start(self, state: TrainState, *, active: chex.Array = True, sums: Sums | None = None) -> Progress:
         """Return the progress of a round before its first epoch; it has already stopped where `active` is False, the
-        network holds a NaN, or the round has exactly 0 epochs."""
+        network holds a NaN, or the round has exactly 0 epochs. `sums` are those of no samples, of the task."""
         untrained = jnp.logical_and(self.fixed, self.max_epochs <= 0)
         reason = jnp.where(untrained, StopReason.FIXED.value, StopReason.RUNNING.value)
         reason = jnp.where(holds_nan(state), StopReason.NAN.value, reason)
-        return Progress.start(state, stop_reason=jnp.where(active, reason, StopReason.CAP.value))
+        progress = Progress.start(state, stop_reason=jnp.where(active, reason, StopReason.CAP.value), sums=sums)
+        return progress.replace(best_state=state) if self.restore_best else progress
 
-    def update(self, progress: Progress, accuracy: chex.Array, loss: chex.Array) -> Progress:
-        """Record one more epoch of this training accuracy (fraction) and loss (nats), and decide whether to stop."""
+    def update(
+        self,
+        progress: Progress,
+        accuracy: chex.Array,
+        loss: chex.Array,
+        *,
+        spent: chex.Numeric = False,
+        evaluation: Evaluation | None = None,
+    ) -> Progress:
+        """Record one more epoch, and decide whether to stop.
+
+        Args:
+          progress: after the epoch's steps.
+          accuracy: of training, a fraction.
+          loss: of training, nats.
+          spent: whether the budget of samples or steps is used up.
+          evaluation: on the validation samples, where the rule looks at them.
+        """
         epoch = progress.epoch + 1
+        held = evaluation or Evaluation(None, None)
+        watched = dict(zip(MONITORS, (accuracy, loss, held.accuracy, held.loss), strict=True))[self.monitor]
+        sign, goal = -1 if "loss" in self.monitor else 1, self.reaches
+        goal = self.train_accuracy if self.monitor == "train_accuracy" else goal
+        watched = sign * watched
         # A thousandth less as tolerance for rounding: of 1,000 samples, one more correct is 0.001 or a little less.
-        improved = accuracy - progress.best_accuracy >= self.min_improvement * 0.999
+        improved = watched - progress.best_accuracy >= self.min_improvement * 0.999
         best_epoch = jnp.where(improved, epoch, progress.best_epoch)
         open_ended = jnp.logical_not(self.fixed)
         reasons = {  # the first that holds
             StopReason.NAN: ~jnp.isfinite(loss) | holds_nan(progress.state),
-            StopReason.THRESHOLD: open_ended & (accuracy >= self.train_accuracy),
+            StopReason.THRESHOLD: open_ended & (watched >= sign * goal),
             StopReason.PLATEAU: open_ended & (epoch - best_epoch >= self.patience),
+            StopReason.BUDGET: spent,
             StopReason.CAP: open_ended & (epoch >= self.max_epochs),
             StopReason.FIXED: epoch >= self.max_epochs,
         }
         stop_reason = jnp.int32(StopReason.RUNNING.value)
         for reason in reversed(reasons):
             stop_reason = jnp.where(reasons[reason], jnp.int32(reason.value), stop_reason)
-        return Progress.start(progress.state).replace(
+        state, best_state = progress.state, progress.best_state
+        if self.restore_best:
+            best_state = jax.tree.map(partial(jnp.where, improved), state, best_state)
+            ended = (stop_reason != StopReason.RUNNING.value) & (stop_reason != StopReason.NAN.value)
+            state = jax.tree.map(partial(jnp.where, ended), best_state, state)
+        return Progress.start(state, sums=progress.sums).replace(
             epoch=epoch,
             stop_reason=stop_reason,
-            best_accuracy=jnp.where(improved, accuracy, progress.best_accuracy),
+            best_accuracy=jnp.where(improved, watched, progress.best_accuracy),
             best_epoch=best_epoch,
             train_accuracy=accuracy,
             train_loss=loss,
+            best_state=best_state,
         )
 
 
@@ -134,6 +193,7 @@ class Lane:
     order: chex.Array  # [T] int32, indices of the training samples in the order of arrival
     validation: chex.Array  # [V] int32, indices of the validation samples
     active: chex.Array = True  # False: the lane is padding
+    num_validation: chex.Array | None = None  # int32, how many of `validation` count; None: all
 
 
 class Trainer(NamedTuple):
@@ -148,6 +208,12 @@ class Trainer(NamedTuple):
     # Whether a partial batch moves running statistics by its share of samples; in PyTorch, and so in the authors'
     # program, one sample moves them as much as a whole batch.
     weigh_last_batch: bool = False
+    task: tasks.Task = tasks.classification
+    augment: Callable | None = None  # `augment(key, inputs)` of a batch in training, pure, to inputs of the same shapes
+
+    def zero_sums(self, data: Dataset) -> Sums:
+        """Return what is summed over samples, of none."""
+        return Sums.zero(counts=self.task.counts, weighted=data.weights is not None)
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
@@ -170,36 +236,50 @@ def train_step(
     trainer: Trainer,
     hparams: HParams,
     state: TrainState,
-    inputs: chex.Array,
+    inputs: chex.ArrayTree,
     labels: chex.Array,
     mask: chex.Array,
+    weights: chex.Array | None = None,
     *,
     whole: chex.Numeric | None = None,
 ) -> tuple[TrainState, chex.Array, chex.Array]:
-    """Take one step on the mean loss, cross-entropy and penalty, of the real samples of a batch.
+    """Take one step on the mean loss, the task's and the penalty, of the real samples of a batch.
 
     Args:
       trainer: the static configuration.
       hparams: of the lane.
       state: before the step.
-      inputs: [B, ...].
-      labels: [B] integers.
+      inputs: [B, ...], or a pytree of such.
+      labels: [B] integers, or targets of the task.
       mask: [B] booleans, False marks padding.
+      weights: [B] >= 0: the mean is Σ weight · loss / Σ weight; None is a weight of 1. A weight of 0 marks padding.
       whole: int scalar, the samples of a batch that is not partial, by default B; see `Trainer.weigh_last_batch`.
 
     Returns:
-      The state after the step; the loss summed over the real samples, nats; how many of them were predicted right.
+      The state after the step; the loss summed over the real samples, nats, and the metric: how many of them were
+      predicted right. Both times the weights.
     """
+    sums = Sums.zero(counts=trainer.task.counts, weighted=weights is not None)
+    state, sums = _step(trainer, hparams, state, sums, inputs, labels, mask, weights, whole=whole)
+    return state, sums.loss, sums.metric
+
+
+def _step(trainer, hparams, state, sums, inputs, labels, mask, weights, *, whole):
+    """Take a step; return the sums with those of its samples, before it."""
+    mask = mask if weights is None else mask & (weights > 0)
 
     def mean_loss(params):
         def forward(x):
             return trainer.model.apply(params, state.batch_stats, x, mask, True)
 
-        losses, logits, batch_stats = trainer.penalty(forward, inputs, labels, mask, hparams.penalty_strength)
-        loss = jnp.sum(jnp.where(mask, losses, 0))
-        return loss / jnp.sum(mask), (batch_stats, loss, _num_correct(logits, labels, mask))
+        task = trainer.task
+        given = {} if task.losses is tasks.cross_entropy else {"losses": task.losses}
+        losses, outputs, batch_stats = trainer.penalty(forward, inputs, labels, mask, hparams.penalty_strength, **given)
+        total = jnp.sum(jnp.where(mask, losses if weights is None else losses * weights, 0))
+        count = jnp.sum(mask) if weights is None else _at_least_tiny(jnp.sum(jnp.where(mask, weights, 0)))
+        return total / count, (batch_stats, sums.add(losses, task.metric(outputs, labels), mask, weights))
 
-    (value, (batch_stats, loss, correct)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    (value, (batch_stats, sums)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     gradient = trainer.method.gradient(state, gradient, hparams.method_strength)
     if trainer.weigh_last_batch:
         share = jnp.minimum(1, jnp.sum(mask) / (len(mask) if whole is None else whole))
@@ -209,7 +289,12 @@ def train_step(
     updates, opt_state = update(optimizer, gradient, state.opt_state, state.params, looked_at)
     state = TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state, state.memory)
     state = trainer.method.after_step(trainer.model, optimizer, state, inputs, mask, hparams.method_strength)
-    return state, loss, correct
+    return state, sums
+
+
+def _at_least_tiny(total):
+    """Return a sum of weights by which to divide, where all may be 0."""
+    return jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
 
 def update(optimizer: optax.GradientTransformation, gradient, opt_state, params, looked_at: dict):
@@ -274,9 +359,12 @@ def train_batches(
     hparams: HParams,
     data: Dataset,
     indices: chex.Array,
-    carry: tuple[TrainState, chex.Array, chex.Array],
+    carry: tuple[TrainState, Sums],
     num_samples: chex.Numeric,
-) -> tuple[TrainState, chex.Array, chex.Array]:
+    *,
+    key: chex.PRNGKey | None = None,
+    first: chex.Numeric = 0,
+) -> tuple[TrainState, Sums]:
     """Run a part of an epoch: steps over the first `num_samples` of some samples; the last, partial batch is masked.
 
     Args:
@@ -284,8 +372,10 @@ def train_batches(
       hparams: of the lane, at this epoch.
       data: the samples, on the device.
       indices: [K * B] int32, into them.
-      carry: the state, the loss (nats) and the right predictions, both summed over the epoch so far.
+      carry: the state, and the sums over the epoch so far.
       num_samples: int scalar, at most K * B; the others are padding. No step is made where it is not positive.
+      key: of the epoch's augmentation, where there is one.
+      first: int scalar, the steps of the epoch before these.
 
     Returns:
       The carry after the steps.
@@ -293,19 +383,27 @@ def train_batches(
     size = trainer.batch_size
 
     def step(i, carry):
-        state, loss, correct = carry
-        batch = jax.lax.dynamic_slice(indices, (i * size,), (size,))
-        mask = i * size + jnp.arange(size) < num_samples
-        samples = trainer.spread((data.inputs[batch], data.labels[batch], mask))
-        whole = jnp.minimum(size, num_samples)
-        state, batch_loss, batch_correct = train_step(trainer, hparams, state, *samples, whole=whole)
-        return state, loss + batch_loss.astype(loss.dtype), correct + batch_correct
+        state, sums = carry
+        batch = data.take(jax.lax.dynamic_slice(indices, (i * size,), (size,)))
+        mask, inputs = i * size + jnp.arange(size) < num_samples, batch.inputs
+        if trainer.augment is not None:
+            inputs = trainer.augment(jax.random.fold_in(key, first + i), inputs)
+        samples = trainer.spread((inputs, batch.labels, mask, batch.weights))
+        return _step(trainer, hparams, state, sums, *samples, whole=jnp.minimum(size, num_samples))
 
     return jax.lax.fori_loop(0, (num_samples + size - 1) // size, step, carry)
 
 
 def train_epoch(
-    trainer: Trainer, lane: Lane, data: Dataset, state: TrainState, key: chex.PRNGKey, num_visible: chex.Numeric
+    trainer: Trainer,
+    lane: Lane,
+    data: Dataset,
+    state: TrainState,
+    key: chex.PRNGKey,
+    num_visible: chex.Numeric,
+    *,
+    count: chex.Numeric | None = None,
+    augment_key: chex.PRNGKey | None = None,
 ) -> tuple[TrainState, chex.Array, chex.Array]:
     """Train one pass over the samples that have arrived; the last, partial batch is padded and masked.
 
@@ -316,6 +414,8 @@ def train_epoch(
       state: before the epoch.
       key: consumed by the shuffle.
       num_visible: int scalar, how many samples have arrived.
+      count: int scalar, how many of them to visit, by default all.
+      augment_key: consumed by the augmentation, where there is one.
 
     Returns:
       The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats).
@@ -323,10 +423,10 @@ def train_epoch(
     data = jax.tree.map(jnp.asarray, data)
     total = -(-lane.order.shape[0] // trainer.batch_size) * trainer.batch_size
     indices = epoch_order(key, lane.order, num_visible, total)
-    start = (state, jnp.zeros((), float), jnp.zeros((), jnp.int32))
-    state, loss, correct = train_batches(trainer, lane.hparams, data, indices, start, num_visible)
-    state = trainer.method.after_epoch(state)
-    return state, correct.astype(float) / num_visible, loss / num_visible
+    count = num_visible if count is None else count
+    start = (state, trainer.zero_sums(data))
+    state, sums = train_batches(trainer, lane.hparams, data, indices, start, count, key=augment_key)
+    return trainer.method.after_epoch(state), *sums.means(count)
 
 
 def train_round(
@@ -359,14 +459,37 @@ def train_round(
     def epoch(progress):
         key = key_for(lane.seed, Purpose.SHUFFLE, round_, progress.epoch)
         decayed = lane.replace(hparams=at_epoch(lane.hparams, progress.epoch))
-        state, accuracy, loss = train_epoch(trainer, decayed, data, progress.state, key, num_visible)
-        return lane.convergence.update(progress.replace(state=state), accuracy, loss)
+        count, spent = lane.convergence.allowed(progress.epoch, num_visible, trainer.batch_size)
+        augment = augment_key(lane, round_, progress.epoch)
+        state, *means = train_epoch(
+            trainer, decayed, data, progress.state, key, num_visible, count=count, augment_key=augment
+        )
+        evaluation = evaluate_lane(trainer, lane, state, data) if lane.convergence.validates else None
+        return lane.convergence.update(progress.replace(state=state), *means, spent=spent, evaluation=evaluation)
 
     return jax.lax.while_loop(running, epoch, progress)
 
 
+def augment_key(lane: Lane, round_: chex.Numeric, epoch: chex.Numeric) -> chex.PRNGKey:
+    """Return the key of the augmentation in an epoch of a lane."""
+    return key_for(lane.seed, Purpose.AUGMENT, round_, epoch)
+
+
+def evaluate_lane(trainer: Trainer, lane: Lane, state: TrainState, data: Dataset) -> Evaluation:
+    """Evaluate a lane on its validation samples, with the weights that its method keeps for it."""
+    state, count = trainer.method.evaluated(state), lane.num_validation
+    return evaluate(trainer.model, state, data, lane.validation, task=trainer.task, count=count)
+
+
 def evaluate(
-    model: Model, state: TrainState, data: Dataset, indices: chex.Array, batch_size: int = EVALUATION_BATCH
+    model: Model,
+    state: TrainState,
+    data: Dataset,
+    indices: chex.Array,
+    batch_size: int = EVALUATION_BATCH,
+    *,
+    task: tasks.Task = tasks.classification,
+    count: chex.Numeric | None = None,
 ) -> Evaluation:
     """Compute accuracy and loss in evaluation mode (BatchNorm with its running statistics).
 
@@ -376,16 +499,18 @@ def evaluate(
       data: all samples, on the device.
       indices: [V] int32, the samples to evaluate on.
       batch_size: samples at a time.
+      task: what the network predicts.
+      count: int scalar, how many of the V samples count, by default all.
 
     Returns:
-      Accuracy (fraction) and mean loss (nats) over the V samples.
+      Accuracy (fraction; the mean metric of other tasks) and mean loss (nats) over these samples.
     """
     data = jax.tree.map(jnp.asarray, data)
-    count = indices.shape[0]
-    padded = jnp.pad(indices, (0, -count % batch_size))
-    start = (jnp.zeros((), float), jnp.zeros((), jnp.int32))
-    loss, correct = evaluate_batches(model, state, data, padded, start, count, batch_size)
-    return Evaluation(correct.astype(float) / count, loss / count)
+    count = indices.shape[0] if count is None else count
+    padded = jnp.pad(indices, (0, -indices.shape[0] % batch_size))
+    start = Sums.zero(counts=task.counts, weighted=data.weights is not None)
+    sums = evaluate_batches(model, state, data, padded, start, count, batch_size, task=task)
+    return Evaluation(*sums.means(count))
 
 
 def evaluate_batches(
@@ -393,10 +518,12 @@ def evaluate_batches(
     state: TrainState,
     data: Dataset,
     indices: chex.Array,
-    sums: tuple[chex.Array, chex.Array],
+    sums: Sums,
     num_samples: chex.Numeric,
     batch_size: int = EVALUATION_BATCH,
-) -> tuple[chex.Array, chex.Array]:
+    *,
+    task: tasks.Task = tasks.classification,
+) -> Sums:
     """Run a part of an evaluation: the first `num_samples` of some samples.
 
     Args:
@@ -404,26 +531,20 @@ def evaluate_batches(
       state: what was trained.
       data: the samples, on the device.
       indices: [K * batch_size] int32, into them.
-      sums: the loss (nats) and the right predictions over the samples before.
+      sums: over the samples before.
       num_samples: int scalar, at most K * batch_size; the others are padding.
       batch_size: samples at a time.
+      task: what the network predicts.
 
     Returns:
       The sums with these samples.
     """
 
     def batch(i, sums):
-        loss, correct = sums
-        chosen = jax.lax.dynamic_slice(indices, (i * batch_size,), (batch_size,))
+        samples = data.take(jax.lax.dynamic_slice(indices, (i * batch_size,), (batch_size,)))
         mask = i * batch_size + jnp.arange(batch_size) < num_samples
-        logits, _ = model.apply(state.params, state.batch_stats, data.inputs[chosen], mask, False)
-        losses = jnp.where(mask, penalties.cross_entropy(logits, data.labels[chosen]), 0)
-        right = _num_correct(logits, data.labels[chosen], mask)
-        return loss + jnp.sum(losses).astype(loss.dtype), correct + right
+        outputs, _ = model.apply(state.params, state.batch_stats, samples.inputs, mask, False)
+        losses, metric = (f(outputs, samples.labels) for f in (task.losses, task.metric))
+        return sums.add(losses, metric, mask, samples.weights)
 
     return jax.lax.fori_loop(0, (num_samples + batch_size - 1) // batch_size, batch, sums)
-
-
-def _num_correct(logits, labels, mask):
-    """Return how many of the real samples are predicted right, int32."""
-    return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask, dtype=jnp.int32)

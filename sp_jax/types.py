@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -16,10 +17,19 @@ from flax import struct
 class Dataset:
     """Labelled samples, all of them, on the host or on the device."""
 
-    inputs: chex.Array  # [N, ...] uint8 pixels (models scale them to [-1, 1]) or floats
-    labels: chex.Array  # [N] integers, 0 <= label < num_classes
+    inputs: chex.ArrayTree  # [N, ...] uint8 pixels (models scale them to [-1, 1]), tokens or floats; a pytree of such
+    labels: chex.Array  # [N] integers, 0 <= label < num_classes; targets [N] or [N, K] of other tasks
     num_classes: int = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False, default="unnamed")
+    weights: chex.Array | None = None  # [N] floats >= 0, of the samples in loss and metric; None: all count the same
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.labels)
+
+    def take(self, indices: chex.Array) -> "Dataset":
+        """Return some of the samples."""
+        return jax.tree.map(lambda x: x[indices], self)
 
 
 class Model(NamedTuple):
@@ -85,6 +95,41 @@ class StopReason(enum.IntEnum):
     CAP = 3  # the largest number of epochs
     FIXED = 4  # exactly as many epochs as requested
     NAN = 5  # the training loss is no longer finite, or the network holds a NaN: the lane is lost, see `Convergence`
+    BUDGET = 6  # as many samples or steps as it may take
+
+
+class Sums(NamedTuple):
+    """What is summed over samples, in training and in evaluation. Scalars."""
+
+    loss: chex.Array  # nats, times the samples' weights
+    metric: chex.Array  # likewise; int32 where right predictions are counted
+    weight: chex.Array | None = None  # None where all samples count the same
+
+    @classmethod
+    def zero(cls, *, counts: bool = True, weighted: bool = False) -> "Sums":
+        """Return those of no samples; `counts` is whether the metric is a number of right predictions."""
+        nothing, number = jnp.zeros((), float), jnp.zeros((), jnp.int32)
+        return cls(nothing, number if counts and not weighted else nothing, nothing if weighted else None)
+
+    def add(self, losses: chex.Array, metric: chex.Array, mask: chex.Array, weights: chex.Array | None) -> "Sums":
+        """Return the sums with a batch.
+
+        Args:
+          losses: [B] nats.
+          metric: [B] booleans or floats.
+          mask: [B] booleans, False marks padding.
+          weights: [B], or None.
+        """
+        if weights is not None:
+            losses, metric = losses * weights, metric * weights
+        of_batch = (jnp.sum(jnp.where(mask, losses, 0)), jnp.sum(jnp.where(mask, metric, 0), dtype=self.metric.dtype))
+        weight = None if weights is None else self.weight + jnp.sum(jnp.where(mask, weights, 0))
+        return Sums(self.loss + of_batch[0].astype(self.loss.dtype), self.metric + of_batch[1], weight)
+
+    def means(self, count: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+        """Return the mean metric and the mean loss of so many samples; their weighted means where they have weights."""
+        total = count if self.weight is None else self.weight
+        return self.metric.astype(float) / total, self.loss / total
 
 
 @struct.dataclass
@@ -96,24 +141,37 @@ class Progress:
     stop_reason: chex.Array  # int32, a `StopReason`
     best_accuracy: chex.Array  # fraction, the reference of the plateau rule
     best_epoch: chex.Array  # int32, the epoch that set it
-    train_accuracy: chex.Array  # fraction, online: counted in train mode over the last epoch
+    train_accuracy: chex.Array  # fraction (of other tasks the metric), online: in train mode over the last epoch
     train_loss: chex.Array  # nats, mean over the samples of the last epoch
     samples: chex.Array  # int32, of the current epoch, where a streamed round is interrupted in its middle; else 0
     loss_sum: chex.Array  # nats, over those samples
-    correct_sum: chex.Array  # int32, right predictions of them
+    correct_sum: chex.Array  # of their metric: int32, right predictions, or a float
+    weight_sum: chex.Array | None = None  # of their weights, where they have some
+    best_state: chex.ArrayTree = ()  # at the best epoch, where the rule restores it
 
     @classmethod
-    def start(cls, state: TrainState, *, stop_reason: chex.Numeric = StopReason.RUNNING.value) -> "Progress":
+    def start(
+        cls,
+        state: TrainState,
+        *,
+        stop_reason: chex.Numeric = StopReason.RUNNING.value,
+        sums: "Sums | None" = None,
+    ) -> "Progress":
         """Return the progress before a round's first epoch; with a `stop_reason`, of a lane that does not train."""
         nan, reason = jnp.full((), jnp.nan, float), jnp.asarray(stop_reason, jnp.int32)
-        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), float)
-        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan, zero, nothing, zero)
+        zero, sums = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, sums) or Sums.zero()
+        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan, zero, *sums)
+
+    @property
+    def sums(self) -> "Sums":
+        """What has been summed over the samples of the current epoch."""
+        return Sums(self.loss_sum, self.correct_sum, self.weight_sum)
 
 
 class Evaluation(NamedTuple):
     """Results of a model on held-out samples, in evaluation mode. Scalars, or [L]."""
 
-    accuracy: chex.Array  # fraction
+    accuracy: chex.Array  # fraction; the mean metric of other tasks (`sp_jax.tasks`)
     loss: chex.Array  # nats, mean over the samples
 
 
@@ -126,9 +184,9 @@ class RoundResult(NamedTuple):
     epochs: int  # in this round
     samples_seen: int  # epochs * num_train: the cost independent of the machine
     stop_reason: str  # `StopReason` in lower case
-    train_accuracy: float  # fraction, of the last epoch
+    train_accuracy: float  # fraction (the mean metric of other tasks, `sp_jax.tasks`), of the last epoch
     train_loss: float  # nats
-    validation_accuracy: float  # fraction; NaN where the lane diverged
+    validation_accuracy: float  # likewise; NaN where the lane diverged
     validation_loss: float  # nats
     seconds: float  # wall time of all the lanes that ran together, compiling left out
     lanes: int  # how many ran together

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sp_jax import divergence, restarts, training
+from sp_jax import divergence, restarts, tasks, training
 from sp_jax.data import samples
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import BATCH, LANES, Programs, pad, regrouped, to_host
@@ -66,8 +66,9 @@ class Engine:
         counts = {"batch_size": trainer.batch_size, "num_lanes": num_lanes, "side_by_side": side_by_side or 1}
         for name, count in counts.items():
             check_count(name, count)
-        samples.check(data)
-        check_logits(trainer.model, data.inputs, data.num_classes)
+        if trainer.task is tasks.classification:  # others are checked where their targets are
+            samples.check(data)
+            check_logits(trainer.model, data.inputs, data.num_classes)
         devices = list(devices or jax.devices())
         _check_devices_per_lane(devices_per_lane, len(devices), trainer.batch_size)
         self.num_lanes = num_lanes
@@ -261,7 +262,7 @@ class Engine:
     @functools.cached_property
     def first_lost_sample(self) -> Callable:
         """A measure of lanes that diverged, see `sp_jax.divergence`."""
-        return divergence.first_lost_sample(self.trainer.model)
+        return divergence.first_lost_sample(self.trainer.model, self.trainer.task.losses)
 
     def measure(self, function: Callable, lanes: Lane, carry, *shared):
         """Run any function of one lane on all lanes: `function(lane, carry, data, *shared)` (`sp_jax.diagnostics`).

@@ -51,7 +51,8 @@ def lanes_of(
 def _repeat(record, count):
     """Repeat each field of a record for all lanes, in the dtype of its default."""
     dtypes = {bool: bool, int: np.int32, float: np.float32}
-    fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in fields_of(record)}
+    traced = (f for f in fields_of(record) if f.metadata.get("pytree_node", True))
+    fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in traced}
     return record.replace(**fields)
 
 

@@ -30,7 +30,8 @@ class Resident:
         """Restart each lane before a round."""
 
         def begin(lane, states, data, round_, num_visible):
-            return restart_lane(self._trainer, restart, lane, states, data, round_, num_visible)
+            sums = self._trainer.zero_sums(data)
+            return restart_lane(self._trainer, restart, lane, states, data, round_, num_visible, sums)
 
         program = self._programs.once(("begin", restart, layout(states[0])), begin)
         return program(lanes, states, self.data, round_, num_visible)
@@ -55,5 +56,4 @@ class Resident:
         return training.train_round(self._trainer, lane, data, progress, round_, num_visible, epoch_limit)
 
     def _evaluate_lane(self, lane, state, data):
-        state = self._trainer.method.evaluated(state)
-        return training.evaluate(self._trainer.model, state, data, lane.validation)
+        return training.evaluate_lane(self._trainer, lane, state, data)

@@ -10,7 +10,7 @@ import numpy as np
 from sp_jax.random import Purpose, key_for
 from sp_jax.restarts import Restart
 from sp_jax.training import Lane, Trainer
-from sp_jax.types import Batches, Dataset, Evaluation, Progress, TrainState
+from sp_jax.types import Batches, Dataset, Evaluation, Progress, Sums, TrainState
 
 
 class Source(Protocol):
@@ -60,6 +60,7 @@ def restart_lane(
     data: Dataset | None,
     round_: chex.Numeric,
     num_visible: chex.Numeric,
+    sums: Sums,
 ) -> Progress:
     """Restart one lane before a round (Section 4).
 
@@ -71,6 +72,7 @@ def restart_lane(
       data: the samples that `lane.order` indexes; None where the restart reads none.
       round_: int scalar, may be traced.
       num_visible: int scalar, how many samples have arrived.
+      sums: of no samples, see `Trainer.zero_sums`.
 
     Returns:
       A round that has not begun.
@@ -84,7 +86,7 @@ def restart_lane(
     def apply(state):
         return restart(key, state, fresh, **hparams, batches=batches)
 
-    return lane.convergence.start(trainer.method.restarted(apply, state), active=lane.active)
+    return lane.convergence.start(trainer.method.restarted(apply, state), active=lane.active, sums=sums)
 
 
 def _in_batches(batch_size, lane, data, num_visible):
@@ -93,4 +95,5 @@ def _in_batches(batch_size, lane, data, num_visible):
     shape = (-(-lane.order.shape[0] // size), size)
     order = jnp.pad(lane.order, (0, shape[0] * size - lane.order.shape[0])).reshape(shape)
     masks = (jnp.arange(shape[0] * size) < num_visible).reshape(shape)
-    return Batches(data.inputs[order], masks, data.labels[order])
+    samples = data.take(order)
+    return Batches(samples.inputs, masks, samples.labels)

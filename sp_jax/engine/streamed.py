@@ -56,7 +56,7 @@ def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray, 
       start: the place in the order where the first block begins.
 
     Returns:
-      A Grain iterator over `(first, inputs, labels)`: the block's place in the order, [L, K * B, ...], [L, K * B]. Its
+      A Grain iterator over `(first, block)`: the block's place in the order, and its samples, [L, K * B, ...]. Its
       `close` ends its threads.
     """
     import grain  # only where data are streamed
@@ -66,13 +66,14 @@ def blocks(data: Dataset, indices: np.ndarray, length: int, active: np.ndarray, 
     def gather(i):
         first = start + i * length
         chosen = indices[:, first : first + length]
-        found = []
-        for array in (data.inputs, data.labels):
+
+        def of(array):
             out = np.zeros((len(indices), length, *array.shape[1:]), array.dtype)
             for lane in lanes:
                 np.take(array, chosen[lane], axis=0, out=out[lane, : chosen.shape[1]], mode="clip")
-            found.append(out)
-        return first, *found
+            return out
+
+        return first, jax.tree.map(of, data)
 
     count = -(-(indices.shape[1] - start) // length)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)
@@ -127,12 +128,16 @@ class Streamed:
         order = self._host(shuffle(lanes, progress.epoch, np.int32(round_), shared[0]))
         length, order = self._length(size, lanes.order.shape[1]), order[:, : -(-num_visible // size) * size]
         stream = blocks(self.data, order, length, running, self._begun(progress, running))
+        shared = (np.int32(round_), *shared)
 
         def step(fed, progress, first):
             return advance(fed, progress, first, *shared)
 
         for _, trained in self._over(stream, lanes, step, progress):
             yield trained
+        if lanes.convergence.validates:
+            judge, evaluation = self._programs.once("judge", self._judge_lane), self.evaluate(lanes, trained.state)
+            yield judge(lanes, (trained, evaluation), *shared[1:])
 
     def measure(self, function, lanes, carry, *shared):
         """Run a function of one lane on all lanes, on the samples that the function says it looks at.
@@ -163,13 +168,10 @@ class Streamed:
         each = each * self._programs.slots // self._programs.rows
         return batch * max(1, min(self._block_bytes // (batch * each), -(-count // batch)))
 
-    def _block(self, inputs, labels):
-        return self._programs.send(self.data.replace(inputs=inputs, labels=labels))
-
     def _chosen(self, lanes, indices):
         """Send a single block: samples [slots, n] by their indices."""
         with contextlib.closing(blocks(self.data, indices, indices.shape[1], self._host(lanes.active))) as stream:
-            return self._block(*next(stream)[1:])
+            return self._programs.send(next(stream)[1])
 
     def _over(self, stream, lanes, step, carry):
         """Step over the blocks: `step(fed, carry, first) -> (carry, ticket)`; a ready ticket's block is done.
@@ -178,8 +180,8 @@ class Streamed:
         """
         before = None
         with contextlib.closing(stream):
-            for first, *samples in stream:
-                carry, ticket = step(Fed(lanes, self._block(*samples)), carry, np.int32(first))
+            for first, samples in stream:
+                carry, ticket = step(Fed(lanes, self._programs.send(samples)), carry, np.int32(first))
                 jax.block_until_ready(before)
                 before = ticket
                 yield first, carry
@@ -219,27 +221,48 @@ class Streamed:
         key = key_for(lane.seed, Purpose.SHUFFLE, round_, epoch)
         return training.epoch_order(key, lane.order, num_visible, -(-lane.order.shape[0] // size) * size)
 
-    def _advance_lane(self, fed, progress, first, num_visible, epoch_limit):
+    def _advance_lane(self, fed, progress, first, round_, num_visible, epoch_limit):
         """Train the steps of a block; after the last block, end the epoch."""
-        lane, length = fed.lane, fed.block.labels.shape[0]
+        lane, length, trainer = fed.lane, len(fed.block), self._trainer
+        whole, _ = lane.convergence.allowed(progress.epoch, num_visible, trainer.batch_size)
 
         def steps(progress):
-            hparams, count = training.at_epoch(lane.hparams, progress.epoch), jnp.minimum(num_visible - first, length)
-            sums = (progress.state, progress.loss_sum, progress.correct_sum)
-            state, loss, correct = training.train_batches(
-                self._trainer, hparams, fed.block, jnp.arange(length), sums, count
+            hparams, count = training.at_epoch(lane.hparams, progress.epoch), jnp.minimum(whole - first, length)
+            key, before = training.augment_key(lane, round_, progress.epoch), first // trainer.batch_size
+            carry = (progress.state, progress.sums)
+            state, sums = training.train_batches(
+                trainer, hparams, fed.block, jnp.arange(length), carry, count, key=key, first=before
             )
-            progress = progress.replace(state=state, samples=first + count, loss_sum=loss, correct_sum=correct)
-            return jax.lax.cond(first + count >= num_visible, end, lambda progress: progress, progress)
+            sums = dict(zip(("loss_sum", "correct_sum", "weight_sum"), sums, strict=True))
+            progress = progress.replace(state=state, samples=first + count, **sums)
+            return jax.lax.cond(first + count >= whole, end, lambda progress: progress, progress)
 
         def end(progress):
-            accuracy, loss = progress.correct_sum.astype(float) / num_visible, progress.loss_sum / num_visible
-            progress = progress.replace(state=self._trainer.method.after_epoch(progress.state))
-            return lane.convergence.update(progress, accuracy, loss)
+            progress = progress.replace(state=trainer.method.after_epoch(progress.state))
+            return progress if lane.convergence.validates else self._end_epoch(lane, progress, num_visible, None)
 
-        running = (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit) & lane.active
+        running = self._trains(lane, progress, epoch_limit) & (first < whole)
         progress = jax.lax.cond(running, steps, lambda progress: progress, progress)
         return progress, progress.epoch
+
+    def _judge_lane(self, lane, carry, num_visible, epoch_limit):
+        """End the epoch of a lane whose rule looks at the validation samples."""
+        progress, evaluation = carry
+
+        def end(progress):
+            return self._end_epoch(lane, progress, num_visible, evaluation)
+
+        return jax.lax.cond(self._trains(lane, progress, epoch_limit), end, lambda progress: progress, progress)
+
+    def _end_epoch(self, lane, progress, num_visible, evaluation):
+        count, spent = lane.convergence.allowed(progress.epoch, num_visible, self._trainer.batch_size)
+        means = progress.sums.means(count)
+        return lane.convergence.update(progress, *means, spent=spent, evaluation=evaluation)
+
+    @staticmethod
+    def _trains(lane, progress, epoch_limit):
+        running = progress.stop_reason == StopReason.RUNNING.value
+        return running & (progress.epoch < epoch_limit) & lane.active
 
     # Evaluation.
 
@@ -249,8 +272,8 @@ class Streamed:
         length = self._length(EVALUATION_BATCH, count)
         order = np.pad(order, ((0, 0), (0, -count % EVALUATION_BATCH)))
         stream = blocks(self.data, order, length, self._host(lanes.active))
-        add, slots = self._programs.once("evaluate", self._evaluate_block), self._programs.slots
-        nothing = self._programs.send((np.zeros(slots, jnp.zeros((), float).dtype), np.zeros(slots, np.int32)))
+        add, zero = self._programs.once("evaluate", self._evaluate_block), self._trainer.zero_sums(self.data)
+        nothing = self._programs.send(jax.tree.map(lambda x: np.zeros(self._programs.slots, x.dtype), zero))
 
         def step(fed, carry, first):
             sums, evaluation = add(fed, (state, carry[0]), first)
@@ -260,10 +283,13 @@ class Streamed:
 
     def _evaluate_block(self, fed, carry, first):
         """Add a block's samples to the sums; return them, and the evaluation that they give after the last block."""
-        (state, sums), count, length = carry, fed.lane.validation.shape[0], fed.block.labels.shape[0]
-        state, here = self._trainer.method.evaluated(state), jnp.minimum(count - first, length)
-        sums = training.evaluate_batches(self._trainer.model, state, fed.block, jnp.arange(length), sums, here)
-        return sums, Evaluation(sums[1].astype(float) / count, sums[0] / count)
+        (state, sums), lane, length, trainer = carry, fed.lane, len(fed.block), self._trainer
+        count = lane.validation.shape[0] if lane.num_validation is None else lane.num_validation
+        state, here = trainer.method.evaluated(state), jnp.minimum(count - first, length)
+        sums = training.evaluate_batches(
+            trainer.model, state, fed.block, jnp.arange(length), sums, here, task=trainer.task
+        )
+        return sums, Evaluation(*sums.means(count))
 
     # Restarts.
 
@@ -281,9 +307,9 @@ class Streamed:
                 return restart.data_pass.finish(next(left))(*args, **options)
 
             if fed.block is not None:  # these are all samples now, in the order of arrival
-                lane = lane.replace(order=jnp.arange(fed.block.labels.shape[0]))
-            one = swept_restart if restart.data_pass else restart
-            return restart_lane(self._trainer, one, lane, states, fed.block, round_, num_visible)
+                lane = lane.replace(order=jnp.arange(len(fed.block)))
+            one, sums = swept_restart if restart.data_pass else restart, self._trainer.zero_sums(self.data)
+            return restart_lane(self._trainer, one, lane, states, fed.block, round_, num_visible, sums)
 
         return self._programs.once(("begin", kind), begin)(fed, (states, swept), round_, num_visible)
 
@@ -302,7 +328,7 @@ class Streamed:
         def update(fed, carry, first, num_visible):
             state, swept = carry
             samples = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), fed.block)
-            masks = first + jnp.arange(fed.block.labels.shape[0]) < num_visible
+            masks = first + jnp.arange(len(fed.block)) < num_visible
             batches = Batches(samples.inputs, masks.reshape(-1, size), samples.labels)
             return [data_pass.update(each, one, batches) for each, one in zip(restarted(state), swept, strict=True)]
 

@@ -14,7 +14,7 @@ from sp_jax.engine import streamed
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.storage.checkpoints import CheckpointError, Store
 from sp_jax.training import Convergence, Trainer
-from sp_jax.types import HParams
+from sp_jax.types import Dataset, HParams
 
 BLOCK = 2 * 32 * (64 * 4 + 4) * 2  # bytes: two batches of `SMALL` for each of two lanes on a device
 REASONS = Convergence(
@@ -160,15 +160,16 @@ def test_a_streamed_run_that_is_stopped_after_any_block_goes_on_to_the_same_bits
 def test_all_rounds_are_one_compile_and_the_device_never_holds_the_data(caplog, monkeypatch):
     engine = streamed.StreamedEngine(TRAINER, SMALL, 2, block_bytes=BLOCK // 2)
     lanes = group("shrink_perturb", 0.5, 0.1, seeds=[0, 1]).lanes
-    before, most, block = {id(x) for x in jax.live_arrays()}, [], engine.source._block
+    before, most, send = {id(x) for x in jax.live_arrays()}, [], engine.source._programs.send
 
-    def watched(*samples):
-        sent = block(*samples)
+    def watched(tree):
+        sent = send(tree)
         held = [x for x in jax.live_arrays() if id(x) not in before and x.shape[-3:] == SMALL.inputs.shape[1:]]
-        most.append(sum(x.nbytes for x in held) / sent.inputs.nbytes)
+        if isinstance(tree, Dataset):
+            most.append(sum(x.nbytes for x in held) / sent.inputs.nbytes)
         return sent
 
-    monkeypatch.setattr(engine.source, "_block", watched)
+    monkeypatch.setattr(engine.source._programs, "send", watched)
     compiled, restart = [], restarts.make_restart(restarts.shrink_perturb)
     placed, state = engine.place(lanes), None
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
