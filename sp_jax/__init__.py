@@ -10,6 +10,7 @@ Array([0.605, 0.605], dtype=float32)
 """
 
 from sp_jax import (
+    augmentation,
     data,
     diagnostics,
     fitting,
@@ -45,6 +46,7 @@ __all__ = [
     "StopReason",
     "TrainState",
     "adam_per_entry",
+    "augmentation",
     "biases",
     "data",
     "diagnostics",

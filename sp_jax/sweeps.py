@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from sp_jax import divergence, restarts
 from sp_jax.engine import Engine, make_lanes
 from sp_jax.storage.checkpoints import Store
-from sp_jax.training import Lane
+from sp_jax.training import NO_LIMIT, Lane
 from sp_jax.types import Progress, RoundResult, StopReason, TrainState
 
 __all__ = ["Callbacks", "Engine", "Finished", "Group", "RoundPlan", "make_lanes", "rounds", "run", "train_round"]
@@ -265,7 +265,7 @@ def train_round(
     evaluation = engine.fetch(engine.evaluate(lanes, progress.state), count)
     measures = measure(phase, lanes, before, progress.state) if measure else {}
     summary = engine.fetch(progress.replace(state=None), count)
-    results = _results(phase.lanes.seed, round_, num_visible, summary, evaluation, seconds())
+    results = _results(phase.lanes, engine, round_, num_visible, summary, evaluation, seconds())
     if any(result.stop_reason == "nan" for result in results):
         results = _explained(results, engine, lanes, begin, progress.state)
     return progress.state, results, engine.fetch(measures, count)
@@ -372,14 +372,15 @@ def histories(groups: Sequence[Group]) -> dict[str, list[tuple]]:
     return {group.name: list(names(group)) for group in groups}
 
 
-def _results(seeds, round_, num_visible, progress, evaluation, seconds):
+def _results(lanes, engine, round_, num_visible, progress, evaluation, seconds):
+    seeds, budget = lanes.seed, _budget(lanes.convergence, num_visible, engine.trainer.batch_size)
     return [
         RoundResult(
             seed=int(seeds[i]),
             round=round_,
             num_train=num_visible,
             epochs=int(progress.epoch[i]),
-            samples_seen=int(progress.epoch[i]) * num_visible,
+            samples_seen=min(int(progress.epoch[i]) * num_visible, budget[i]),
             stop_reason=StopReason(int(progress.stop_reason[i])).name.lower(),
             train_accuracy=float(progress.train_accuracy[i]),
             train_loss=float(progress.train_loss[i]),
@@ -389,4 +390,14 @@ def _results(seeds, round_, num_visible, progress, evaluation, seconds):
             lanes=len(seeds),
         )
         for i in range(len(seeds))
+    ]
+
+
+def _budget(rule, num_visible, batch_size):
+    """Return the most samples that a round may visit, of each lane."""
+    whole, rest = np.divmod(np.asarray(rule.max_steps, np.int64), -(-num_visible // batch_size))
+    steps = whole * num_visible + np.minimum(rest * batch_size, num_visible)
+    return [
+        int(min(n if n != NO_LIMIT else math.inf, m if k != NO_LIMIT else math.inf, np.iinfo(np.int64).max))
+        for n, m, k in zip(rule.max_samples, steps, rule.max_steps, strict=True)
     ]

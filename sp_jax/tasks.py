@@ -9,8 +9,8 @@ A user's own:
 >>> pinball = Task("pinball", lambda outputs, y: pinball_loss(outputs[:, 0], y), lambda outputs, y: outputs[:, 0] >= y)
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -47,6 +47,7 @@ class Task(NamedTuple):
     check: Callable[[str, np.ndarray], np.ndarray] = lambda name, targets: _finite(name, targets)
     # `outputs(shape, targets)` returns what outputs of this shape [1, ...] should be instead; "" where they fit.
     outputs: Callable[[tuple, np.ndarray], str] = lambda shape, targets: ""
+    numbers: tuple[tuple[str, Any], ...] = ()  # that make the task again, with its name
 
 
 def _finite(name, targets, kinds=(np.integer, np.floating, np.bool_)):
@@ -135,13 +136,16 @@ multilabel = Task(
 """Several labels at once, targets 0 or 1, [N, K]: mean log loss of logits [B, K], the fraction of labels right."""
 
 
-def regression(targets: chex.Array | None = None, *, huber: float | None = None) -> Task:
+def regression(
+    targets: chex.Array | None = None, *, huber: float | None = None, variance: Sequence[float] | float = 1.0
+) -> Task:
     """Make the task of real targets, [N] or [N, K]: outputs of the same shape, or [B, 1].
 
     Args:
       targets: of the training samples: the metric is 1 - (squared error) / (their variance), averaged over columns;
-        with the variance of the samples it is measured on, its mean would be R². Without them the variance is 1.
+        with the variance of the samples it is measured on, its mean would be R².
       huber: where the squared error becomes linear, in units of the targets; by default nowhere.
+      variance: of the targets, a number or [K], where they are not given.
 
     Returns:
       A `Task` that minimises the mean squared error, averaged over columns, or Huber's loss.
@@ -149,7 +153,8 @@ def regression(targets: chex.Array | None = None, *, huber: float | None = None)
     Raises:
       ValueError: a column of the targets is constant.
     """
-    variance = np.float32(1.0) if targets is None else np.var(np.asarray(targets, float), axis=0).astype(np.float32)
+    found = variance if targets is None else np.var(np.asarray(targets, float), axis=0)
+    variance = np.asarray(found, np.float32)
     if not np.all(variance > 0):
         raise ValueError("regression: all targets of a column are equal: there is nothing to learn")
 
@@ -161,10 +166,25 @@ def regression(targets: chex.Array | None = None, *, huber: float | None = None)
     def explained(outputs, targets):
         return _over_columns(1 - jnp.square(_aligned(outputs, targets) - targets) / variance)
 
-    return Task("regression", losses, explained, outputs=_like_targets)
+    numbers = (("variance", variance.tolist()), ("huber", huber))
+    return Task("regression", losses, explained, outputs=_like_targets, numbers=numbers)
 
 
 TASKS = {"classification": classification, "binary": binary, "multilabel": multilabel, "regression": regression()}
+
+
+def note(task: Task) -> dict:
+    """Return what a file says of a task, as plain JSON: its name, and the numbers of a regression's."""
+    return {} if task is classification else {"task": {"name": task.name, **dict(task.numbers)}}
+
+
+def noted(note: dict) -> Task:
+    """Return the task that a file says; a user's own is had by its name alone, and has to be given again."""
+    found = dict(note.get("task", {"name": "classification"}))
+    name = found.pop("name")
+    if name == "regression":
+        return regression(variance=found["variance"], huber=found["huber"])
+    return TASKS.get(name, classification)
 
 
 def as_task(task: "str | Task", targets: chex.Array) -> Task:

@@ -175,6 +175,9 @@ class Evaluation(NamedTuple):
     loss: chex.Array  # nats, mean over the samples
 
 
+GOALS = ("threshold", "fixed", "budget")  # stop reasons of a round that has reached its goal
+
+
 class RoundResult(NamedTuple):
     """The results of one lane in one finished round, as Python numbers."""
 
@@ -194,5 +197,5 @@ class RoundResult(NamedTuple):
 
     @property
     def converged(self) -> bool:
-        """Whether the round reached its goal: the threshold, or exactly so many epochs."""
-        return self.stop_reason in ("threshold", "fixed")
+        """Whether the round reached its goal: the threshold, or exactly so many epochs, steps or samples."""
+        return self.stop_reason in GOALS

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from experiments.running import multihost
 from experiments.specs.base import RoundSpec
 from sp_jax import restarts, sweeps, training
 from sp_jax.engine import lanes_per_device, streamed
+from sp_jax.engine import memory as devices_memory
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.types import Dataset, HParams
 
@@ -153,10 +153,7 @@ def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
 
 def memory() -> int:
     """Return the bytes of a host's devices together, of the host where they are its cores; the least of all hosts."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    of_devices = sum(each.get("bytes_limit", 0) for each in stats)
-    own = of_devices or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return multihost.least(own >> 20) << 20
+    return multihost.least(devices_memory.of_devices() >> 20) << 20
 
 
 def _strength(settings):

@@ -99,6 +99,10 @@ class Engine:
         """The bytes that the largest program compiled so far needs on each device, data and states included."""
         return self._programs.bytes
 
+    def feed(self, data: Dataset | None) -> None:
+        """Train on other samples of the same shapes and dtypes from now on, unchecked; None lets the old ones go."""
+        self.source.feed(data)
+
     def place(self, lanes):
         """Put a pytree of [L, ...], L at most `num_lanes`, on the devices, padded with idle copies of the last lane."""
         count = len(jax.tree.leaves(lanes)[0])

@@ -24,7 +24,11 @@ class Resident:
           programs: of the engine.
         """
         self._trainer, self._programs = trainer, programs
-        self.data = put(data, programs.mesh, PartitionSpec())
+        self.feed(data)
+
+    def feed(self, data):
+        """Take other samples, and copy them to the devices."""
+        self.data = None if data is None else put(data, self._programs.mesh, PartitionSpec())
 
     def begin(self, restart, lanes, states, round_, num_visible):
         """Restart each lane before a round."""

@@ -23,6 +23,9 @@ class Source(Protocol):
     data: Dataset
     resumes_mid_epoch: bool  # whether `train` goes on with an epoch that was left in its middle
 
+    def feed(self, data: Dataset | None) -> None:
+        """Take other samples of the same shapes and dtypes; None lets go of those that it has."""
+
     def begin(
         self,
         restart: Restart,

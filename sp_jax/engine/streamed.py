@@ -99,7 +99,11 @@ class Streamed:
         """
         check_count("block_bytes", block_bytes)
         self._trainer, self._programs, self._block_bytes = trainer, programs, block_bytes
-        self.data = jax.tree.map(np.asarray, data)
+        self.feed(data)
+
+    def feed(self, data):
+        """Take other samples; they stay where they are on the host."""
+        self.data = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, data)
 
     def epoch(
         self,

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from sp_jax.training import update
+from sp_jax.transforms import filters
 from sp_jax.transforms.filters import is_changeable, path_name
+from sp_jax.types import Model
 
 STEPS = 3  # trial steps of the optimiser: a warm-up may begin at zero
 
@@ -64,3 +66,26 @@ def _depends(jaxpr):
         if any(id(var) in known for var in equation.invars):
             known.update(id(var) for var in equation.outvars)
     return [id(var) in known for var in jaxpr.outvars]
+
+
+def stopped(model: Model, trainable: Callable) -> Model:
+    """Return a model whose loss has no gradient in the leaves that are not trained.
+
+    Args:
+      model: its functions.
+      trainable: a filter of the parameters (`sp_jax.filters`). The statistics of a frozen part still follow the data,
+        unless the network itself runs it in evaluation mode.
+
+    Returns:
+      A `Model`.
+
+    Raises:
+      ValueError: the filter matches no leaf.
+    """
+
+    def apply(params, batch_stats, inputs, mask=None, train=False):
+        picked = filters.pick(params, trainable)
+        params = jax.tree.map(lambda x, trained: x if trained else jax.lax.stop_gradient(x), params, picked)
+        return model.apply(params, batch_stats, inputs, mask, train)
+
+    return model._replace(apply=apply)

@@ -1,7 +1,8 @@
 """Preparation of `fit_rounds` and `tune_restart`: arrays, network and optimiser are checked before the first step."""
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -10,17 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sp_jax import models, training, transforms
-from sp_jax.data import samples as checked
-from sp_jax.engine import Engine, check_count, lanes_of
-from sp_jax.fitting import frozen
+from sp_jax import models, restarts, training, transforms
+from sp_jax.engine import Engine, check_count, lanes_of, memory
+from sp_jax.engine.streamed import StreamedEngine
+from sp_jax.fitting import frozen, kept
+from sp_jax.fitting.arrays import Arrays, Joined, as_arrays, with_class_weights
 from sp_jax.fitting.evaluation_weights import evaluation_state, keepers
-from sp_jax.penalties import cross_entropy
 from sp_jax.plasticity.methods import Method
-from sp_jax.training import Convergence, Trainer
+from sp_jax.tasks import Task, classification
+from sp_jax.training import Convergence, Lane, Trainer
 from sp_jax.types import Dataset, HParams, Model
 
-Samples = tuple[chex.Array, chex.Array]
+Samples = tuple[chex.ArrayTree, chex.Array] | tuple[chex.ArrayTree, chex.Array, chex.Array]
+METHOD = Method(evaluated=evaluation_state)
+RESTARTS = {
+    "warm_start": restarts.warm_start,
+    "random_init": restarts.random_init,
+    "shrink_perturb": restarts.shrink_perturb,
+}
 
 
 class Setting(NamedTuple):
@@ -29,38 +37,186 @@ class Setting(NamedTuple):
     network: Any
     optimizer: optax.GradientTransformation
     batch_size: int
-    convergence: Convergence
+    convergence: Convergence | None
     switch: Mapping[str, bool] | None = None
     mask: str | None = None
+    task: str | Task = classification
+    class_weights: Any = None
+    trainable: Callable | None = None
+    augment: Callable | None = None
 
 
-def prepare(seeds, hparams, samples: Samples, validation: Samples | None, setting: Setting):
-    """Return the model, an engine with all samples on the devices, the lanes, and the inputs.
+class Prepared(NamedTuple):
+    """What a configuration needs, whatever the samples: kept from call to call."""
+
+    model: Model
+    engine: Engine
+    untrained: frozenset[str]  # paths of parameters and statistics that training leaves as they are
+    room: tuple[int, int]  # samples and validation samples that the programs are compiled for
+    num_classes: int
+    made: dict  # restarts, by their settings
+
+    def restart(self, restart, setting: Setting, where, layouts=None, renamed=None):
+        """Return a restart of the configuration, the same object for equal settings: it is part of a program."""
+        if callable(restart):
+            return self.made.setdefault(kept.fingerprint(restart), restart)
+        if restart not in RESTARTS:
+            known = ", ".join(RESTARTS)
+            raise ValueError(f"restart must be one of {known}, or a function from sp_jax.make_restart, got {restart!r}")
+        if where is None and restart != "warm_start" and self.untrained:
+            key, where = "trained", lambda path: path not in self.untrained
+        else:
+            key = kept.fingerprint(where)
+        key = (restart, key, kept.fingerprint(layouts), kept.fingerprint(renamed))
+        if key not in self.made:
+            how = {"layouts": layouts, "renamed": renamed, "where": where, "optimizer": optimizer_of(setting)}
+            self.made[key] = restarts.make_restart(RESTARTS[restart], shapes="grow", model=self.model, **how)
+        return self.made[key]
+
+
+def arrays_of(samples: Samples, validation: Samples | None, setting: Setting) -> tuple[Arrays, Arrays | None, Setting]:
+    """Return the samples and the validation samples as checked arrays, and the setting with its task and rule.
 
     Raises:
       ValueError: anything that does not fit; one line.
     """
     check_count("batch_size", setting.batch_size)
-    check_convergence(setting.convergence)
+    arrived, task = as_arrays("inputs and labels", *samples[:2], setting.task, *samples[2:])
+    held = None
+    if validation is not None:
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            raise ValueError(f"validation must be a pair (inputs, labels), got {type(validation).__name__}")
+        held, _ = as_arrays("validation", *validation[:2], task, *validation[2:])
+        if _spec((arrived.inputs, arrived.targets)) != _spec((held.inputs, held.targets)):
+            raise ValueError(f"validation inputs are {_words(held)}, the others {_words(arrived)}")
+    if setting.class_weights is not None:
+        arrived, held = (each and with_class_weights(each, setting.class_weights) for each in (arrived, held))
+    rule = setting.convergence or (Convergence() if task.counts else Convergence(patience=10))
+    check_convergence(rule)
+    if rule.validates and held is None:
+        raise ValueError(f"the rule watches {rule.monitor}: give validation=(inputs, labels)")
+    return arrived, held, setting._replace(task=task, convergence=rule)
+
+
+def _spec(tree):
+    """Return the structure of samples, their shapes and dtypes, whatever their number."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((np.shape(x)[1:], x.dtype) for x in leaves)
+
+
+def _words(arrays):
+    return ", ".join(f"{x.dtype} of shape {np.shape(x)[1:]}" for x in jax.tree.leaves(arrays.inputs))
+
+
+def prepare(
+    seeds, hparams: HParams, arrived: Arrays, held: Arrays | None, setting: Setting
+) -> tuple[Prepared, Lane, Callable[[chex.Array | None], None]]:
+    """Return the configuration, fed with the samples; the lanes; and a function that feeds other weights [N].
+
+    Raises:
+      ValueError: anything that does not fit; one line.
+    """
     if max(seeds) >= 2**31:
         raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {min(seeds)} to {max(seeds)}")
-    arrived = as_arrays("inputs and labels", samples)
-    held = tuple(x[:1] for x in arrived)  # without validation one sample, whose evaluation is not reported
-    held = held if validation is None else as_arrays("validation", validation)
-    ours, theirs = ((np.shape(x)[1:], x.dtype) for x in (arrived[0], held[0]))
-    if ours != theirs:
-        raise ValueError(f"validation inputs are {theirs[1]} of shape {theirs[0]}, the others {ours[1]} of {ours[0]}")
-    count = len(arrived[0])
-    inputs, labels = (np.concatenate(parts) for parts in zip(arrived, held, strict=True))
-    model = models.as_model(setting.network, inputs[:1], switch=setting.switch, mask=setting.mask)
-    num_classes = models.check_logits(model, inputs, int(labels.max()) + 1)
-    models.check_independent(model, inputs[:count])
-    method, size = Method(evaluated=evaluation_state), min(setting.batch_size, count)
-    trainer = Trainer(model, lambda hparams: setting.optimizer, size, method=method, weigh_last_batch=True)
-    _check_step(trainer, inputs)
-    engine = Engine(trainer, Dataset(inputs, labels, num_classes, "inputs and labels"), len(seeds))
-    order, held_out = np.split(np.tile(np.arange(len(inputs)), (len(seeds), 1)), [count], axis=1)
-    return model, engine, lanes_of(seeds, hparams, setting.convergence, order, held_out), inputs[:count]
+    held = Arrays(*jax.tree.map(lambda x: x[:1], tuple(arrived))) if held is None else held  # is not reported
+    if arrived.weights is not None or held.weights is not None:
+        arrived, held = (each if each.weights is not None else equal(each) for each in (arrived, held))
+    rule, size = setting.convergence, min(setting.batch_size, len(arrived))
+    streams = sum(x.nbytes for x in jax.tree.leaves(tuple(arrived))) > memory.of_devices() // 2
+    classes = 0 if setting.task is not classification else int(max(arrived.targets.max(), held.targets.max())) + 1
+    compiled = setting._replace(batch_size=size, convergence=(rule.monitor, rule.restore_best))
+    key = (kept.fingerprint(tuple(compiled)), _spec(tuple(arrived)), classes, len(seeds), streams)
+    fresh = []
+
+    def make(room):
+        fresh.append(_made(_laid_out(arrived, held, room, streams), arrived, setting, size, len(seeds), room, streams))
+        return fresh[0]
+
+    prepared = kept.once((*key, jax.config.jax_enable_x64), (len(arrived), len(held)), make)
+
+    def feed(weights):
+        ours = arrived if weights is None else arrived._replace(weights=weights)
+        data = _laid_out(ours, held, prepared.room, streams)
+        prepared.engine.feed(data.replace(num_classes=prepared.num_classes))
+
+    if not fresh:
+        feed(None)
+    return prepared, _lanes(seeds, hparams, rule, prepared.room, len(arrived), len(held), streams), feed
+
+
+def equal(samples: Arrays) -> Arrays:
+    """Return samples with a weight of 1 each."""
+    return samples._replace(weights=np.ones(len(samples), np.float32))
+
+
+def _made(data, arrived, setting, size, num_lanes, room, streams):
+    """Make what a configuration needs, its network and optimiser checked."""
+    example = jax.tree.map(lambda x: x[:1], arrived.inputs)
+    model = models.as_model(setting.network, example, switch=setting.switch, mask=setting.mask)
+    if setting.task is classification:
+        num_classes = models.check_logits(model, arrived.inputs, data.num_classes)
+    else:
+        num_classes = models.check_outputs(model, arrived.inputs, setting.task, arrived.targets)[-1]
+    models.check_independent(model, arrived.inputs)
+    model = model if setting.trainable is None else frozen.stopped(model, setting.trainable)
+    optimizer, task = optimizer_of(setting), setting.task
+    trainer = Trainer(model, lambda hparams: optimizer, size, method=METHOD, weigh_last_batch=True, task=task)
+    trainer = trainer._replace(augment=setting.augment)
+    _check_step(trainer, data)
+    data, kind = data.replace(num_classes=num_classes), StreamedEngine if streams else Engine
+    engine = kind(trainer, data, num_lanes)
+    return Prepared(model, engine, frozenset(untrained(trainer, data)), room, num_classes, {})
+
+
+def _laid_out(arrived, held, room, streams):
+    """Return all samples as one data set: those that arrived, up to their room, then those of the validation."""
+
+    def joined(one, two):
+        if streams:
+            return Joined(one, two)
+        out = np.zeros((sum(room), *one.shape[1:]), one.dtype)
+        out[: len(one)], out[room[0] : room[0] + len(two)] = one, two
+        return out
+
+    parts = jax.tree.map(joined, tuple(arrived), tuple(held))
+    classes = int(max(arrived.targets.max(), held.targets.max())) + 1
+    return Dataset(*parts[:2], classes, "inputs and labels", parts[2])
+
+
+def _lanes(seeds, hparams, rule, room, count, num_held, streams):
+    first = count if streams else room[0]  # where the validation samples begin
+    order = np.minimum(np.arange(room[0]), first - 1)
+    held = first + np.minimum(np.arange(room[1]), num_held - 1)
+    lanes = lanes_of(seeds, hparams, rule, *(np.tile(x, (len(seeds), 1)) for x in (order, held)))
+    return lanes.replace(num_validation=np.full(len(seeds), num_held, np.int32))
+
+
+def optimizer_of(setting: Setting) -> optax.GradientTransformation:
+    """Return the optimiser of what is trained."""
+    if setting.trainable is None:
+        return setting.optimizer
+    return training.only(lambda hparams: setting.optimizer, setting.trainable)(None)
+
+
+def stacked(state, count: int):
+    """Return a state as that of so many lanes."""
+    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], count, axis=0), state)
+
+
+def task_since(task, since) -> Any:
+    """Return the task of a call: that of the fit before where none is named, or the same by name."""
+    if since is not None and (task is None or task == since.task.name):
+        return since.task
+    return classification if task is None else task
+
+
+@contextlib.contextmanager
+def released(prepared: Prepared):
+    """Let go of the samples in the end: the programs are kept, the samples are not."""
+    try:
+        yield prepared.engine
+    finally:
+        prepared.engine.feed(None)
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
@@ -77,22 +233,25 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
     return optimizer or optax.adam(1e-3)
 
 
-def _check_step(trainer: Trainer, inputs):
-    """Trace a step; raise a ValueError of one line, before compiling, where the optimiser does not fit the network."""
-    size, optimizer = trainer.batch_size, trainer.optimizer(None)
-    batch = (
-        jax.ShapeDtypeStruct((size, *inputs.shape[1:]), inputs.dtype),
-        jax.ShapeDtypeStruct((size,), jnp.int32),
-        jax.ShapeDtypeStruct((size,), bool),
-    )
+def _batch(data: Dataset, size: int):
+    """Return a batch of the data set, as shapes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data)
 
-    def step(key, *batch):
+
+def _check_step(trainer: Trainer, data: Dataset):
+    """Trace a step; raise a ValueError of one line, before compiling, where the optimiser does not fit the network."""
+    optimizer, batch = trainer.optimizer(None), _batch(data, trainer.batch_size)
+
+    def step(key, batch):
         params, batch_stats = trainer.model.init(key)
         state = training.TrainState(params, batch_stats, optimizer.init(params))
-        return evaluation_state(training.train_step(trainer, HParams(), state, *batch)[0])
+        inputs = batch.inputs if trainer.augment is None else trainer.augment(key, batch.inputs)
+        mask = jnp.ones(trainer.batch_size, bool)
+        state, _, _ = training.train_step(trainer, HParams(), state, inputs, batch.labels, mask, batch.weights)
+        return evaluation_state(state)
 
     try:
-        state = jax.eval_shape(step, jax.random.key(0), *batch)
+        state = jax.eval_shape(step, jax.random.key(0), batch)
     except Exception as error:  # a user's optimiser can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "fast" in reason:
@@ -110,37 +269,41 @@ def _check_step(trainer: Trainer, inputs):
         )
 
 
-def untrained(trainer: Trainer, inputs) -> set[str]:
+def untrained(trainer: Trainer, data: Dataset) -> set[str]:
     """Return the paths of parameters that are not trained, and of statistics that no step updates (a frozen part).
 
     Args:
       trainer: the static configuration.
-      inputs: [N, ...], for shape and dtype alone.
+      data: for shapes and dtypes alone.
     """
-    model: Model = trainer.model
-    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
-    batch = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype), jax.ShapeDtypeStruct((2,), jnp.int32)
+    params, batch_stats = jax.eval_shape(trainer.model.init, jax.random.key(0))
+    batch = _batch(data, 2)
 
     def loss(params, batch_stats, inputs, labels):
-        logits, _ = model.apply(params, batch_stats, inputs, jnp.ones(2, bool), True)
-        return jnp.mean(cross_entropy(logits, labels))
+        outputs, _ = trainer.model.apply(params, batch_stats, inputs, jnp.ones(2, bool), True)
+        return jnp.mean(trainer.task.losses(outputs, labels))
 
-    found = frozen.frozen_leaves(loss, trainer.optimizer(None), params, batch_stats, *batch)
-    return found | models.fixed_statistics(model, inputs)
+    found = frozen.frozen_leaves(loss, trainer.optimizer(None), params, batch_stats, batch.inputs, batch.labels)
+    return found | models.fixed_statistics(trainer.model, data.inputs)
 
 
-def warn_of_majority(labels, num_visible: int, rule: Convergence) -> None:
+def warn_of_majority(samples: Arrays, chosen: np.ndarray, setting: Setting) -> None:
     """Warn where predicting the most common class already reaches the training accuracy that ends a round.
 
     Args:
-      labels: [N] integers.
-      num_visible: of them, those that have arrived.
-      rule: when a round ends.
+      samples: all, weighted or not.
+      chosen: indices of those of the round.
+      setting: its task, and when a round ends.
     """
-    share = np.bincount(np.asarray(labels[:num_visible])).max() / num_visible
-    if not rule.fixed and rule.train_accuracy <= share < 1:
+    rule, targets = setting.convergence, samples.targets[chosen]
+    if not setting.task.counts or targets.ndim != 1 or rule.fixed or rule.monitor != "train_accuracy":
+        return
+    weights = None if samples.weights is None else samples.weights[chosen]
+    counts = np.bincount(targets.astype(int), weights=weights)
+    share = counts.max() / max(counts.sum(), np.finfo(float).tiny)
+    if rule.train_accuracy <= share < 1:
         warnings.warn(
-            f"of the {num_visible:,} samples {share:.1%} are of one class: guessing it reaches train_accuracy="
+            f"of the {len(chosen):,} samples {share:.1%} are of one class: guessing it reaches train_accuracy="
             f"{float(rule.train_accuracy):g}, so a round may end before the others are learnt; set a higher "
             "train_accuracy, or Convergence.exactly(epochs)",
             stacklevel=3,
@@ -156,24 +319,6 @@ def check_arrivals(arrivals, count: int) -> list[int]:
     if not (arrivals and whole) or sorted(set(arrivals)) != arrivals or arrivals[0] < 1 or arrivals[-1] > count:
         raise ValueError(f"arrivals must be increasing counts between 1 and the {count:,} samples, got {arrivals}")
     return [int(n) for n in arrivals]
-
-
-def as_arrays(name: str, samples: Samples) -> Samples:
-    """Return inputs and labels as NumPy arrays, in the dtypes of the devices; raise a ValueError where they are not
-    valid or not finite."""
-    if not isinstance(samples, (tuple, list)) or len(samples) != 2:
-        raise ValueError(f"{name} must be a pair (inputs, labels), got {type(samples).__name__}")
-    try:
-        inputs, labels = (np.asarray(x) for x in samples)
-    except ValueError:  # of lists that are not equally long
-        raise ValueError(f"{name}: not all samples have the same shape; pad or crop them to one") from None
-    checked.check_samples(name, inputs, labels)
-    narrow = jax.dtypes.canonicalize_dtype(inputs.dtype)
-    if narrow != inputs.dtype:
-        with np.errstate(over="ignore"):
-            inputs = inputs.astype(narrow)
-        checked.check_samples(f"{name}, as {narrow},", inputs, labels)
-    return inputs, labels.astype(np.int32)
 
 
 def check_seed(seed):
@@ -195,6 +340,10 @@ def check_convergence(rule):
     """Raise a ValueError where a rule could never end a round, or is not a `Convergence`."""
     if not isinstance(rule, Convergence):
         raise ValueError(f"convergence must be a sp_jax.training.Convergence, got {rule!r}")
+    if rule.monitor not in training.MONITORS:
+        raise ValueError(f"monitor must be one of {', '.join(training.MONITORS)}, got {rule.monitor!r}")
+    if min(rule.max_samples, rule.max_steps) < 1:
+        raise ValueError(f"max_samples and max_steps must be at least 1, got {rule.max_samples} and {rule.max_steps}")
     if not 0 < rule.train_accuracy <= 1:
         raise ValueError(f"train_accuracy is a fraction: it must lie in (0, 1], got {rule.train_accuracy}")
     if rule.patience < 1 or rule.max_epochs < (0 if rule.fixed else 1):
