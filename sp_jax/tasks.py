@@ -164,7 +164,8 @@ def regression(
         return _over_columns(optax.losses.huber_loss(_aligned(outputs, targets), targets, delta=huber))
 
     def explained(outputs, targets):
-        return _over_columns(1 - jnp.square(_aligned(outputs, targets) - targets) / variance)
+        unexplained = jnp.square(_aligned(outputs, targets) - targets) / jnp.broadcast_to(variance, targets.shape)
+        return _over_columns(1 - unexplained)
 
     numbers = (("variance", variance.tolist()), ("huber", huber))
     return Task("regression", losses, explained, outputs=_like_targets, numbers=numbers)

@@ -19,8 +19,9 @@ class Arrays(NamedTuple):
     targets: np.ndarray  # [N] or [N, K]
     weights: np.ndarray | None  # [N] float32
 
-    def __len__(self):
-        """Return N."""
+    @property
+    def count(self) -> int:
+        """N."""
         return len(self.targets)
 
 
@@ -183,5 +184,5 @@ class Joined:
         return out
 
     def __getitem__(self, rows):
-        """Return some rows of an index array or a slice."""
+        """Return the rows of a slice or an array of indices."""
         return self.take(np.arange(len(self))[rows])

@@ -121,7 +121,7 @@ def prepare(
     held = Arrays(*jax.tree.map(lambda x: x[:1], tuple(arrived))) if held is None else held  # is not reported
     if arrived.weights is not None or held.weights is not None:
         arrived, held = (each if each.weights is not None else equal(each) for each in (arrived, held))
-    rule, size = setting.convergence, min(setting.batch_size, len(arrived))
+    rule, size = setting.convergence, min(setting.batch_size, arrived.count)
     streams = sum(x.nbytes for x in jax.tree.leaves(tuple(arrived))) > memory.of_devices() // 2
     classes = 0 if setting.task is not classification else int(max(arrived.targets.max(), held.targets.max())) + 1
     compiled = setting._replace(batch_size=size, convergence=(rule.monitor, rule.restore_best))
@@ -132,7 +132,7 @@ def prepare(
         fresh.append(_made(_laid_out(arrived, held, room, streams), arrived, setting, size, len(seeds), room, streams))
         return fresh[0]
 
-    prepared = kept.once((*key, jax.config.jax_enable_x64), (len(arrived), len(held)), make)
+    prepared = kept.once((*key, jax.config.jax_enable_x64), (arrived.count, held.count), make)
 
     def feed(weights):
         ours = arrived if weights is None else arrived._replace(weights=weights)
@@ -141,12 +141,12 @@ def prepare(
 
     if not fresh:
         feed(None)
-    return prepared, _lanes(seeds, hparams, rule, prepared.room, len(arrived), len(held), streams), feed
+    return prepared, _lanes(seeds, hparams, rule, prepared.room, arrived.count, held.count, streams), feed
 
 
 def equal(samples: Arrays) -> Arrays:
     """Return samples with a weight of 1 each."""
-    return samples._replace(weights=np.ones(len(samples), np.float32))
+    return samples._replace(weights=np.ones(samples.count, np.float32))
 
 
 def _made(data, arrived, setting, size, num_lanes, room, streams):
@@ -156,7 +156,7 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
     if setting.task is classification:
         num_classes = models.check_logits(model, arrived.inputs, data.num_classes)
     else:
-        num_classes = models.check_outputs(model, arrived.inputs, setting.task, arrived.targets)[-1]
+        num_classes = _outputs(model, arrived, setting.task)[-1]
     models.check_independent(model, arrived.inputs)
     model = model if setting.trainable is None else frozen.stopped(model, setting.trainable)
     optimizer, task = optimizer_of(setting), setting.task
@@ -168,19 +168,29 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
     return Prepared(model, engine, frozenset(untrained(trainer, data)), room, num_classes, {})
 
 
+def _outputs(model, arrived, task):
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), arrived.inputs)
+    shape = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example).shape
+    if wanted := task.outputs(shape, arrived.targets):
+        raise ValueError(f"the network must give {wanted}, got {shape}")
+    return shape
+
+
 def _laid_out(arrived, held, room, streams):
     """Return all samples as one data set: those that arrived, up to their room, then those of the validation."""
 
     def joined(one, two):
-        if streams:
-            return Joined(one, two)
         out = np.zeros((sum(room), *one.shape[1:]), one.dtype)
         out[: len(one)], out[room[0] : room[0] + len(two)] = one, two
         return out
 
-    parts = jax.tree.map(joined, tuple(arrived), tuple(held))
-    classes = int(max(arrived.targets.max(), held.targets.max())) + 1
-    return Dataset(*parts[:2], classes, "inputs and labels", parts[2])
+    both, classes = (tuple(arrived), tuple(held)), int(max(arrived.targets.max(), held.targets.max())) + 1
+    if streams:
+        inputs = jax.tree.map(Joined, arrived.inputs, held.inputs)
+        targets, weights = jax.tree.map(lambda *parts: np.concatenate(parts), *(each[1:] for each in both))
+    else:
+        inputs, targets, weights = jax.tree.map(joined, *both)
+    return Dataset(inputs, targets, classes, "inputs and labels", weights)
 
 
 def _lanes(seeds, hparams, rule, room, count, num_held, streams):

@@ -142,7 +142,7 @@ def fit_rounds(
         class_weights, trainable, augment,
     )  # fmt: skip
     arrived, held, setting = arrays_of((inputs, labels, weights), validation, setting)
-    rounds = list(_rounds(arrivals, window, visible, half_life, len(arrived)))
+    rounds = list(_rounds(arrivals, window, visible, half_life, arrived.count))
     arrived = arrived if half_life is None or arrived.weights is not None else equal(arrived)
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
     prepared, lanes, feed = prepare([seed], hparams, arrived, held, setting)

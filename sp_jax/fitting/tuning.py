@@ -147,14 +147,14 @@ def tune_restart(
     prepared, lanes, _ = prepare(tried, hparams, arrived, held, setting)
     with released(prepared) as engine:
         grown_since(since, prepared.model, arrived.inputs, layouts)
-        warn_of_majority(arrived, np.arange(len(arrived)), setting)
+        warn_of_majority(arrived, np.arange(arrived.count), setting)
         restart = prepared.restart("shrink_perturb", setting, where, layouts)
         state = engine.place(stacked(evaluation_state(since.state), len(tried)))
-        phase = sweeps.RoundPlan(engine, lanes, len(arrived), restart)
+        phase = sweeps.RoundPlan(engine, lanes, arrived.count, restart)
         _, results, _ = sweeps.train_round(phase, len(since.history) + 1, engine.place(lanes), state)
     _warn_of_lost(np.repeat(np.array(grid, float), seeds, axis=0), results)
     bounded = setting.task.counts
-    return _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), len(held), bounded)
+    return _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), held.count, bounded)
 
 
 def _warn_of_lost(pairs, results):

@@ -151,7 +151,8 @@ def test_windows_and_the_next_day_compile_nothing_new(caplog):
     first, count = compiled(arrivals=(50, 70, 90), window=40, task="regression", y=REAL)
     assert count == 5  # draw, begin, train, evaluate; the restart before round 2
     second, count = compiled(arrivals=(100, 110), window=40, task="regression", y=REAL, since=first)
-    assert count == 0 and [r.num_train for r in second.history] == [40] * 5
+    assert count == 0
+    assert [r.num_train for r in second.history] == [40] * 5
 
 
 RULES = {
@@ -243,7 +244,9 @@ def test_a_user_s_own_task():
 def test_augmentation_draws_anew_each_step_and_the_same_for_a_lane_alone():
     images = RNG.integers(0, 255, size=(40, 8, 8, 3)).astype(np.uint8)
     labels, seen = np.arange(40) % 2, augmentation.flip_crop(jax.random.key(0), images)
-    assert seen.dtype == np.uint8 and seen.shape == images.shape and (np.asarray(seen) != images).any()
+    assert seen.dtype == np.uint8
+    assert seen.shape == images.shape
+    assert (np.asarray(seen) != images).any()
     np.testing.assert_array_equal(augmentation.crop(jax.random.key(1), images, margin=0), images)
     flat = nn.Sequential([lambda x: x.reshape(len(x), -1) / 255.0, nn.Dense(2)])
     how = {"network": flat, "batch_size": 16, "convergence": Convergence.exactly(2)}
@@ -282,6 +285,7 @@ def test_a_fit_keeps_its_task_in_its_file(tmp_path):
     first = fit(REAL, (60,), task="regression")
     sp_jax.save_fit(tmp_path / "fit.safetensors", first)
     loaded = sp_jax.load_fit(tmp_path / "fit.safetensors", X, network=nn.Dense(3))
-    assert loaded.task.name == "regression" and loaded.task.numbers == first.task.numbers
+    assert loaded.task.name == "regression"
+    assert loaded.task.numbers == first.task.numbers
     one, two = (fit(REAL, (90,), since=each) for each in (first, loaded))
     assert one.history[-1].train_accuracy == two.history[-1].train_accuracy
