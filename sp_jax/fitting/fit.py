@@ -6,12 +6,17 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sp_jax.fitting.arrays import as_arrays
 from sp_jax.fitting.evaluation_weights import evaluation_state
+from sp_jax.fitting.scores import score
 from sp_jax.tasks import Task, classification
 from sp_jax.transforms import growth
 from sp_jax.transforms.layouts import merged
 from sp_jax.types import Model, RoundResult, TrainState
+
+PREDICTED = 1000  # samples at a time
 
 
 class Fit(NamedTuple):
@@ -35,6 +40,18 @@ class Fit(NamedTuple):
         state = evaluation_state(self.state)
         inputs = jax.tree.map(jnp.asarray, inputs)
         return self.model.apply(state.params, state.batch_stats, inputs, None, False)[0]
+
+    def score(self, inputs: chex.ArrayTree, labels: chex.Array, weights: chex.Array | None = None) -> dict[str, float]:
+        """Return measures on samples [N, ...], by name (scikit-learn's): accuracy, log loss and recall by class; log
+        loss and AUC of a binary task; R², root of the mean squared and mean absolute error of a regression.
+
+        Raises:
+          ValueError: samples that do not fit, scikit-learn is not installed, or the network diverged.
+        """
+        samples, _ = as_arrays("inputs and labels", inputs, labels, self.task, weights)
+        parts = range(0, samples.count, PREDICTED)
+        outputs = [self.predict(jax.tree.map(lambda x, i=i: x[i : i + PREDICTED], samples.inputs)) for i in parts]
+        return score(self.task, np.concatenate(outputs), samples)
 
     @property
     def diverged(self) -> str:

@@ -156,7 +156,7 @@ def test_windows_and_the_next_day_compile_nothing_new(caplog):
 
 
 RULES = {
-    "validation_loss": (Convergence(monitor="validation_loss", patience=3, restore_best=True, max_epochs=60), "plateau"),
+    "best": (Convergence(monitor="validation_loss", patience=3, restore_best=True, max_epochs=60), "plateau"),
     "threshold of it": (Convergence(monitor="validation_loss", reaches=1.0), "threshold"),
     "train_loss": (Convergence(monitor="train_loss", reaches=0.9), "threshold"),
     "validation_accuracy": (Convergence(monitor="validation_accuracy", reaches=0.5), "threshold"),
@@ -289,3 +289,67 @@ def test_a_fit_keeps_its_task_in_its_file(tmp_path):
     assert loaded.task.numbers == first.task.numbers
     one, two = (fit(REAL, (90,), since=each) for each in (first, loaded))
     assert one.history[-1].train_accuracy == two.history[-1].train_accuracy
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_scores_are_those_of_the_outputs(task):
+    y = LABELS[task]
+    found = fit(y, (90,), task=task, network=nn.Dense(1 if task == "binary" else 3))
+    scores, z = found.score(X[90:], y[90:]), np.asarray(found.predict(X[90:]), float)
+    loss, metric, _ = by_hand(task, z, y[90:], np.var(y[90:].astype(float), axis=0))
+    if task == "regression":
+        assert scores["r2"] == pytest.approx(metric.mean(), rel=1e-5)
+        assert scores["mae"] == pytest.approx(np.abs(z - y[90:]).mean(), rel=1e-5)
+        return
+    assert scores["log_loss"] == pytest.approx(loss.mean(), rel=1e-5)
+    assert scores["accuracy"] == pytest.approx(metric.mean())
+    if task == "binary":
+        pairs = [(z[i] > z[j]).item() for i in range(30) for j in range(30) if y[90 + i] > y[90 + j]]
+        assert scores["auc"] == pytest.approx(np.mean(pairs))
+    if task == "classification":
+        assert scores["recall_2"] == pytest.approx((z.argmax(1) == 2)[y[90:] == 2].mean())
+
+
+def frame(values):
+    return pytest.importorskip("pandas").DataFrame(values, columns=list("abcde"))
+
+
+def mapped(values, folder):
+    np.save(folder / "x.npy", values)
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+class Pairs:
+    def __len__(self):
+        return 90
+
+    def __getitem__(self, i):
+        return X[i], LABELS["classification"][i]
+
+
+def test_inputs_of_every_kind_are_the_same_samples(tmp_path, monkeypatch):
+    expected = fit(arrivals=(90,)).history[0].train_loss
+    y = LABELS["classification"]
+    for inputs in (X.tolist(), jnp.asarray(X), frame(X), mapped(X, tmp_path)):
+        assert (
+            sp_jax.fit_rounds(
+                0, inputs, y, (90,), network=nn.Dense(3), batch_size=BATCH, convergence=Convergence.exactly(2)
+            )
+            .history[0]
+            .train_loss
+            == expected
+        )
+    source = sp_jax.fit_rounds(
+        0, Pairs(), None, network=nn.Dense(3), batch_size=BATCH, convergence=Convergence.exactly(2)
+    )
+    assert source.history[0].train_loss == pytest.approx(expected)
+    monkeypatch.setattr("sp_jax.engine.memory.of_devices", lambda: 100)
+    read = sp_jax.fit_rounds(0, mapped(X, tmp_path), y, (90,), network=nn.Dense(3), batch_size=BATCH,
+                             convergence=Convergence.exactly(2))  # fmt: skip
+    assert read.history[0].train_loss == expected
+
+
+def test_columns_that_are_no_numbers_are_named():
+    words = frame(X).assign(b="word")
+    with pytest.raises(ValueError, match="the columns b are not numbers"):
+        sp_jax.fit_rounds(0, words, LABELS["classification"], network=nn.Dense(3))
