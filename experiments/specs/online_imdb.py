@@ -21,10 +21,7 @@ EXPERIMENT = Experiment(
     paper="Figure 13",
     summary="film reviews in rounds of 1,000, a bidirectional RNN",
     schedule=schedules.online,
-    presets={
-        "quick": {**REVIEWS, "pairs": ("0.6:0.01", "0.3:0.01")},
-        "paper": {**IMDB, "pairs": presets.PAIRS},
-    },
+    presets={"quick": {**REVIEWS, "pairs": ("0.6:0.01", "0.3:0.01")}, "paper": {**IMDB, "pairs": presets.PAIRS}},
     figures=(("rounds", {}), ("pareto", {})),
     claims=(2, 9),
 )

@@ -99,11 +99,7 @@ def from_functions(init: Callable, apply: Callable) -> Model:
 
 
 def from_module(
-    module: nn.Module,
-    example_inputs: chex.Array,
-    *,
-    switch: Mapping[str, bool] | None = None,
-    mask: str | None = None,
+    module: nn.Module, example_inputs: chex.Array, *, switch: Mapping[str, bool] | None = None, mask: str | None = None
 ) -> Model:
     """Make a `Model` of a Flax Linen module.
 

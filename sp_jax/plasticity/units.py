@@ -98,10 +98,7 @@ def check_activations(params: chex.ArrayTree, activations: Mapping[str, chex.Arr
 
 
 def replace_units(
-    params: chex.ArrayTree,
-    fresh_params: chex.ArrayTree,
-    replaced: Mapping[str, chex.Array],
-    links: Sequence[Link],
+    params: chex.ArrayTree, fresh_params: chex.ArrayTree, replaced: Mapping[str, chex.Array], links: Sequence[Link]
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Draw units anew: fresh incoming weights, bias zero, fresh norm, outgoing weights zero (ReDo, Sokar et al. 2023;
     continual backprop, Dohare et al. 2024).

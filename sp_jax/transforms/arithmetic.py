@@ -124,11 +124,7 @@ def shrink(params: chex.ArrayTree, *, shrink: chex.Numeric, where: Callable | No
 
 
 def perturb(
-    params: chex.ArrayTree,
-    fresh_params: chex.ArrayTree,
-    *,
-    noise_scale: chex.Numeric,
-    where: Callable | None = None,
+    params: chex.ArrayTree, fresh_params: chex.ArrayTree, *, noise_scale: chex.Numeric, where: Callable | None = None
 ) -> chex.ArrayTree:
     """Add σ times a freshly drawn network: `shrink_perturb` without shrinking (the row λ = 1 of Figure 8).
 
