@@ -138,10 +138,8 @@ def lane_bytes(made: training.Trainer) -> int:
 
 def _values(settings, at_work):
     """Return names and values of the settings that are at work there."""
-    found = (
-        field for field in dataclasses.fields(settings) if field.metadata.get("at_work", fields.COMPILED) == at_work
-    )
-    return tuple((field.name, getattr(settings, field.name)) for field in found)
+    found = [field.name for field in dataclasses.fields(settings) if field.metadata["at_work"] == at_work]
+    return tuple((name, getattr(settings, name)) for name in found)
 
 
 def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
