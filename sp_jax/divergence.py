@@ -18,7 +18,7 @@ class DivergenceWarning(RuntimeWarning):
 
 
 def first_not_finite(state: TrainState) -> str:
-    """Return the path of the first parameter or statistic of a lane that is not finite, in words; "" where all are
+    """Return the path of a lane's first parameter or statistic that is not finite, in words; "" where all are
     finite."""
     for kind, tree in (("parameter", state.params), ("statistic", state.batch_stats)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

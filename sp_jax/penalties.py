@@ -30,8 +30,8 @@ Penalty = Callable[..., tuple[chex.Array, chex.Array, chex.ArrayTree]]
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Return the cross-entropy [B] of each sample, nats, of logits [B, classes] and integer labels [B], in at least
-    float32."""
+    """Return each sample's cross-entropy [B], nats, in at least float32, of logits [B, classes], labels [B]
+    integers."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 

@@ -201,8 +201,8 @@ class _Standing:
 
 
 def _pool(owners, first, round_, finished, watch):
-    """Return the group and those that train with it: of one engine, as many samples, and one engine in the round
-    before."""
+    """Return the group and those that train with it: of one engine now and in the round before, with as many
+    samples."""
 
     def kind(group):
         engine, _, num_visible, _ = group.phases[round_ - 1]

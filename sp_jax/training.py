@@ -5,7 +5,8 @@ A round is training to convergence (Section 2.1): a `while_loop` of epochs insid
 round 1 and round 34 are the same program.
 
 Arguments that recur: `trainer` is the static configuration, `lane` one lane, `hparams` its settings, `data` the samples
-on the device, `num_visible` how many of them have arrived, `round_` the round's number; scalars may be traced.
+on the device, `num_visible` how many have arrived, `round_` the round's number; scalars may be traced, keys are
+consumed.
 """
 
 from collections.abc import Callable
@@ -198,7 +199,7 @@ def train_step(
 
 
 def update(optimizer: optax.GradientTransformation, gradient, opt_state, params, looked_at: dict):
-    """Return the updates and the state of any optimiser, which may depend on the loss (a plateau, Polyak's step, a line
+    """Return the updates and the state of any optimiser, which may depend on the loss (a plateau, Polyak's step, a
     search).
 
     It is called without the loss first, since some accept no other arguments than the parameters; `looked_at` has
@@ -278,8 +279,7 @@ def train_epoch(
     """Train one pass over the samples that have arrived; the last, partial batch is padded and masked.
 
     Returns:
-      The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats). The key is
-      consumed by the shuffle.
+      The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats).
     """
     data = jax.tree.map(jnp.asarray, data)
     total = -(-lane.order.shape[0] // trainer.batch_size) * trainer.batch_size

@@ -65,8 +65,7 @@ _ENTRIES = {flag: entry for group in GROUPS.values() for flag, entry in group.it
 
 
 def page(about: str, defined: Iterable[flags.Flag]) -> str:
-    """Return the help of a binary: its module's docstring, `about`, then its flags by theme; those without one stand
-    last."""
+    """Return the help of a binary: its docstring, `about`, then its flags by theme; those without one stand last."""
     own = {flag.name: flag for flag in defined}
     groups = {name: [own[flag] for flag in group if flag in own] for name, group in GROUPS.items()}
     groups["more"] = [flag for flag in own.values() if flag.name not in _ENTRIES]

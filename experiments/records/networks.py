@@ -91,8 +91,7 @@ def load(folder: str | pathlib.Path, **which: Any) -> Trained:
 
 
 def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
-    """Find all networks that were kept and fit, as of `load`: the row of `results.csv` by path; by setting, seed and
-    round.
+    """Find all networks that were kept and fit, as of `load`: each file's row of `results.csv`, by lane and round.
 
     Raises:
       UsageError: there is no such folder, no network in it, or an unknown column.

@@ -142,8 +142,7 @@ class Table:
         return [row for row in rows if self._key_of(row) not in self._written]
 
     def append(self, new: Sequence[Row]) -> list[Row]:
-        """Append the rows that the file does not hold yet, all or none, wait until they are on the disk, and return
-        them.
+        """Append the rows that the file does not hold yet, all or none, wait until they are on the disk; return them.
 
         Raises:
           UsageError: they cannot be written.

@@ -45,8 +45,7 @@ def write_config(folder: pathlib.Path, facts: Mapping[str, Any], start: Mapping[
     """Make the folder, write all facts of a run, its versions and device into its `config.json`, and return them.
 
     `facts` are the experiment, settings, rounds, how many samples its data sets have; what `read_config` reads. `start`
-    is of this process, see `provenance.start`: the command and versions of a resumed run are added to those that began
-    it.
+    is of this process (`provenance.start`): a resumed run's command and versions are added to those that began it.
 
     Raises:
       UsageError: the folder holds a run of data sets of other sizes, or cannot be written.

@@ -43,11 +43,10 @@ class Compared(NamedTuple):
 def compare(
     experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None
 ) -> tuple[list[Compared], bool]:
-    """Return every number that the paper prints for an experiment, with ours, and whether data set, model and optimiser
-    are the paper's.
+    """Return each number that the paper prints for an experiment, with ours, and whether ours are of the paper's tasks.
 
-    Where they are not (a quick preset), ours are matched by all other settings, and a difference means nothing. The run
-    may be a partial one: a line that has fewer rounds than are planned is not compared.
+    Where data set, model and optimiser are not the paper's (a quick preset), ours are matched by all other settings,
+    and a difference means nothing. A line that has fewer rounds than are planned, of a partial run, is not compared.
     """
     numbers = paper_numbers.numbers(experiment)
     same = any(all(row[name] == n.where.get(name, row[name]) for name in TASK) for n in numbers for row in rows)

@@ -176,8 +176,8 @@ def table(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> st
     """Format the summaries as a Markdown table, costs also as a ratio to random init where that was run.
 
     A line that has fewer rounds than are `planned` is marked with its newest round. Below the table stand the meaning
-    of ±, and one sentence each on the lanes that ended below --train_accuracy and on those that ended by NaN, if there
-    are any.
+    of ±, and, if there are any, a sentence on lanes that ended below --train_accuracy and one on those that ended by
+    NaN.
     """
     summaries = summarize(rows, planned)
     names = varied(rows)

@@ -44,8 +44,7 @@ class Work(NamedTuple):
 def measure(
     engine: sweeps.Engine, phase: sweeps.RoundPlan, num_visible: int, clock: Callable = time.monotonic
 ) -> Speed:
-    """Compile the training program of an engine and train some epochs of a phase, on all devices; the clock is in
-    seconds.
+    """Compile an engine's training program and train some epochs of a phase, on all devices; the clock has seconds.
 
     `num_visible` are the samples of a usual epoch; slow programs are measured on fewer.
     """
@@ -80,11 +79,9 @@ def work(
     *,
     alone: bool = False,
 ) -> list[Work]:
-    """Return the lanes of each round, still to be done, that train together; a round that several groups share counts
-    once.
+    """Return the lanes of each round, still to be done, that train together; what several groups share counts once.
 
-    `done` are the finished rounds of each group, none for one that is missing; `alone` says whether each trains by
-    itself.
+    `done` are the finished rounds of each group, by default none; `alone` says whether each trains by itself.
     """
     past, counted, pools = sweeps.histories(groups), set(), Counter()
     for (member, phases), group in zip(plan.items(), groups, strict=True):

@@ -17,8 +17,7 @@ class Recorder:
     """Collects the measurements of a job and writes `results.csv`, `curves.csv` and the networks."""
 
     def __init__(self, plan: RunPlan, board: Callable[..., Any] | None = None):
-        """Store the plan; write nothing yet. The `Board` of `experiments.records.tensorboard` is given where it is
-        requested."""
+        """Store the plan and, if requested, the `Board` of `experiments.records.tensorboard`; write nothing yet."""
         job = plan.job
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves

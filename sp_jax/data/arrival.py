@@ -14,8 +14,7 @@ def num_training(num_samples: int) -> int:
 
 def split(seed: chex.Numeric, num_samples: int) -> tuple[chex.Array, chex.Array]:
     """Return a seed's order of arrival and its random third for validation ("a held-out, randomly-chosen third of
-    available data", Section 2.1): int32 indices of the N samples, [2N // 3] and [N - 2N // 3]. The seed may be
-    traced."""
+    available data", Section 2.1): int32 indices, [2N // 3] and [N - 2N // 3]. The seed may be traced."""
     shuffled = jax.random.permutation(key_for(seed, Purpose.ARRIVAL), num_samples).astype(jnp.int32)
     return jnp.split(shuffled, [num_training(num_samples)])
 

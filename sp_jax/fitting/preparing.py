@@ -64,8 +64,7 @@ def prepare(seeds, hparams, samples: Samples, validation: Samples | None, settin
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """Return an optimiser as optax's own pair of functions: Adam at 0.001 for None, the transformation of a
-    `MultiSteps`.
+    """Return an optimiser as optax's own pair of functions: Adam at 0.001 for None, a `MultiSteps`'s transformation.
 
     Raises:
       ValueError: it is not an optimiser.
@@ -125,8 +124,7 @@ def untrained(trainer: Trainer, inputs) -> set[str]:
 
 
 def warn_of_majority(labels, num_visible: int, rule: Convergence) -> None:
-    """Warn where predicting the commonest class of the labels [N] that have arrived reaches the training accuracy that
-    ends a round."""
+    """Warn where predicting the commonest class of the labels [N] so far reaches the accuracy that ends a round."""
     share = np.bincount(np.asarray(labels[:num_visible])).max() / num_visible
     if not rule.fixed and rule.train_accuracy <= share < 1:
         warnings.warn(

@@ -85,8 +85,8 @@ def from_functions(init: Callable, apply: Callable) -> Model:
     """Make a `Model` without batch statistics of two pure functions.
 
     `init(key)` gives parameters; the key is consumed, and leaves that are no arrays or numbers, as an Equinox module's
-    activation functions, stay as they are. `apply(params, inputs)` gives logits, [B, ...] to [B, classes]; samples must
-    be independent.
+    activation functions, stay as they are. `apply(params, inputs)` maps [B, ...], independent samples, to logits [B,
+    classes].
     """
     arrays, whole = foreign.split_static(init)
     return Model(

@@ -17,8 +17,8 @@ def exponential_average(average: chex.Array, value: chex.Array, decay: chex.Nume
 
 
 def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
-    """Return x / ‖x‖ over the axes of a vector (or of a matrix, with its Frobenius norm), in at least float32; zero
-    where x is zero."""
+    """Return x / ‖x‖ over the axes of a vector (or a matrix: Frobenius norm), in at least float32; zero where x is
+    zero."""
     x = widen(x)
     tiny = jnp.finfo(x.dtype).tiny
     # Divide by the largest entry first: the squares of a small gradient would underflow.

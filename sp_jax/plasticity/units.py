@@ -147,8 +147,7 @@ def replace_units(
 
 
 def without_biases(changed: chex.ArrayTree, links: Sequence[Link]) -> chex.ArrayTree:
-    """Return the result of `replace_units` with the units' biases as unchanged: ReDo's authors keep their moments
-    (Sokar et al. 2023)."""
+    """Return `changed`, of `replace_units`, less the biases, whose moments ReDo's authors keep (Sokar et al. 2023)."""
     leaves = by_path(changed)
     for link in links:
         path = leaf_path(leaves, link.incoming, BIAS)

@@ -125,8 +125,7 @@ class Store:
         return newest.note if newest else {}
 
     def load(self, point: Point, like: Mapping[str, chex.ArrayTree]) -> dict[str, chex.ArrayTree]:
-        """Load the pytrees of a checkpoint, as NumPy arrays; `like` has by name their structure of
-        `jax.ShapeDtypeStruct`.
+        """Load the pytrees of a checkpoint, as NumPy arrays; `like` has their `jax.ShapeDtypeStruct` by name.
 
         Raises:
           CheckpointError: they are of another structure.

@@ -43,8 +43,7 @@ Layouts = Mapping[str, Mapping[int, Layout]]
 
 
 def of_leaf(layouts: Layouts | None, path: str, ndim: int) -> dict[int, Layout]:
-    """Return the declared layouts of a leaf of so many axes, by negative axis; of two keys that name one, the longer
-    one's.
+    """Return the declared layouts of a leaf of so many axes, by negative axis; of two keys for one, the longer's.
 
     Raises:
       ValueError: an entry that is no mapping, or a key that names the leaf itself and an axis that it lacks.

@@ -113,8 +113,7 @@ def thousands(*axes: Axis) -> None:
 def save(figure: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
     """Write a PNG and, beside it, the same as SVG, equal bytes for equal figures; return the PNG.
 
-    The figure's layout is computed here, the folder is made where it is missing, and characters unsuited to a file name
-    become `_`.
+    The layout is computed here, the folder made where it is missing; characters unsuited to a file name become `_`.
     """
     path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
     folder.mkdir(parents=True, exist_ok=True)
