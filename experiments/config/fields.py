@@ -93,10 +93,10 @@ def parse_sizes(what: str, text: str) -> tuple[int, ...]:
 def check_field(field: dataclasses.Field, value: Any) -> None:
     """Raise a `UsageError` where a value is not as the field's declaration says."""
     flag, facts = f"--{field.name}", field.metadata
-    if facts["choices"]:
+    if facts.get("choices"):
         for each in value if isinstance(value, tuple) else (value,):
             check_choice(flag, each, facts["choices"])
-    if facts["positive"] and value is not None:
+    if facts.get("positive") and value is not None:
         if field.type in (int, int | None) and not isinstance(value, int):
             raise UsageError(f"{flag} must be a whole number, got {value}")
         if not 0 < value < LARGEST:
