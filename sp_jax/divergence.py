@@ -18,11 +18,8 @@ class DivergenceWarning(RuntimeWarning):
 
 
 def first_not_finite(state: TrainState) -> str:
-    """Return the path of the first parameter or statistic that is not finite, in words; "" where all are finite.
-
-    Args:
-      state: of one lane; its optimiser's state is not checked.
-    """
+    """Return the path of a lane's first parameter or statistic that is not finite, in words; "" where all are
+    finite."""
     for kind, tree in (("parameter", state.params), ("statistic", state.batch_stats)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if is_changeable(leaf) and not np.isfinite(np.asarray(leaf)).all():
@@ -32,9 +29,6 @@ def first_not_finite(state: TrainState) -> str:
 
 def first_lost_sample(model: Model) -> Callable:
     """Make a measure, as `Engine.measure` runs it: the samples whose loss under a network is not finite.
-
-    Args:
-      model: its two functions.
 
     Returns:
       `measure(lane, state, data, num_visible)`, in evaluation mode: how many of the samples that have arrived have no
@@ -59,16 +53,10 @@ def first_lost_sample(model: Model) -> Callable:
 
 
 def explain(result: RoundResult, lost: int, sample: int, state: TrainState) -> str:
-    """Return what was not finite first in a lane that diverged.
+    """Return what was not finite first in a lane that diverged, as a part of a sentence.
 
-    Args:
-      result: of the lane's round.
-      lost: how many samples had a loss that was not finite before the round's first step.
-      sample: the index of the first of them in the order of arrival.
-      state: of the lane, after the round.
-
-    Returns:
-      A part of a sentence.
+    Before the round's first step `lost` samples had a loss that was not finite, the first in the order of arrival
+    `sample`; the state is that after the round.
     """
     found, when = first_not_finite(state), f"in epoch {result.epochs}: "
     if result.epochs == 0:
@@ -84,12 +72,6 @@ def explain(result: RoundResult, lost: int, sample: int, state: TrainState) -> s
 
 
 def check_finite(what: str, state: TrainState, advice: str) -> None:
-    """Raise a ValueError with the advice where a network is not finite.
-
-    Args:
-      what: whose network, for the message.
-      state: of one lane.
-      advice: what to do.
-    """
+    """Raise a ValueError with the advice where a network, whose `what` says, is not finite."""
     if found := first_not_finite(state):
         raise ValueError(f"{what} has diverged, its {found} is not finite: {advice}")

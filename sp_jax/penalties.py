@@ -4,10 +4,10 @@ All penalties have one signature, and strength 0 is the plain cross-entropy for 
 
     penalty(forward, inputs, labels, mask, strength) -> (losses, logits, batch_stats)
 
-`forward(inputs)` is the model in train mode: logits [B, classes] and updated batch statistics. `losses` [B], nats, are
-minimised, averaged over the real samples (`mask`); `logits` are those of the clean inputs, by which training accuracy
-is counted.
-L2 is no penalty here but `HParams.weight_decay`: coupled, it is added to the gradient.
+`forward(inputs)` is the model in train mode: logits [B, classes] and updated batch statistics. Inputs are [B, ...],
+labels [B] integers, the mask [B] booleans, False for padding, the strength a scalar >= 0. `losses` [B], nats, are
+minimised, averaged over the real samples; `logits` and statistics are those of the clean inputs, by which training
+accuracy is counted. L2 is no penalty here but `HParams.weight_decay`: coupled, it is added to the gradient.
 
 A uniform prediction of two classes has the loss ln 2 = 0.693; its entropy is the same, and β times it is subtracted:
 
@@ -30,32 +30,14 @@ Penalty = Callable[..., tuple[chex.Array, chex.Array, chex.ArrayTree]]
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Return the cross-entropy of each sample, nats, computed in at least float32.
-
-    Args:
-      logits: [B, classes].
-      labels: [B] integers.
-
-    Returns:
-      [B].
-    """
+    """Return each sample's cross-entropy [B], nats, in at least float32, of logits [B, classes], labels [B]
+    integers."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def none(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
-    """Compute the plain cross-entropy; `mask` and `strength` are not used.
-
-    Args:
-      forward: see the module.
-      inputs: [B, ...].
-      labels: [B] integers.
-      mask: [B] booleans, False marks padding.
-      strength: a scalar.
-
-    Returns:
-      Losses [B], logits [B, classes], batch statistics.
-    """
+    """Compute the plain cross-entropy; `mask` and `strength` are not used."""
     del mask, strength
     logits, batch_stats = forward(inputs)
     return cross_entropy(logits, labels), logits, batch_stats
@@ -64,15 +46,7 @@ def none(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Ar
 def confidence(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
     """Compute the confidence penalty (Pereyra et al. 2017, the paper's [23]): cross-entropy − β · prediction's entropy.
 
-    Args:
-      forward: see the module.
-      inputs: [B, ...].
-      labels: [B] integers.
-      mask: [B] booleans, False marks padding.
-      strength: β >= 0, a scalar; the entropy is in nats.
-
-    Returns:
-      Losses [B], logits [B, classes], batch statistics.
+    The strength is β >= 0; the entropy is in nats.
     """
     losses, logits, batch_stats = none(forward, inputs, labels, mask, 0.0)
     log_p = jax.nn.log_softmax(logits.astype(losses.dtype))
@@ -83,18 +57,9 @@ def confidence(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: c
 def adversarial(forward: Forward, inputs: chex.Array, labels: chex.Array, mask: chex.Array, strength: chex.Numeric):
     """Compute adversarial training's loss (the paper's [24]), by the fast gradient sign of Goodfellow et al. 2015.
 
-    Half the cross-entropy of the samples x, plus half that of x + ε · sign(gradient of the loss with respect to x).
-
-    Args:
-      forward: see the module.
-      inputs: [B, ...].
-      labels: [B] integers.
-      mask: [B] booleans, False marks padding.
-      strength: ε >= 0, a scalar, in units of the scaled inputs: pixels lie in [-1, 1], so ε = 0.01 is 1.275 of 255 grey
-        levels. The perturbed inputs are not clipped.
-
-    Returns:
-      Losses [B]; the logits [B, classes] and the batch statistics of the clean inputs.
+    Half the cross-entropy of the samples x, plus half that of x + ε · sign(gradient of the loss with respect to x). The
+    strength is ε >= 0, in units of the scaled inputs: pixels lie in [-1, 1], so ε = 0.01 is 1.275 of 255 grey levels.
+    The perturbed inputs are not clipped.
     """
     inputs = scale_pixels(inputs)
 

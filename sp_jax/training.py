@@ -3,6 +3,10 @@
 A round is training to convergence (Section 2.1): a `while_loop` of epochs inside one program; an epoch is a
 `fori_loop` of steps. The data stay on the device at full size; how many samples have arrived is a traced scalar, so
 round 1 and round 34 are the same program.
+
+Arguments that recur: `trainer` is the static configuration, `lane` one lane, `hparams` its settings, `data` the samples
+on the device, `num_visible` how many have arrived, `round_` the round's number; scalars may be traced, keys are
+consumed.
 """
 
 from collections.abc import Callable
@@ -45,12 +49,8 @@ def sgd(hparams: HParams) -> optax.GradientTransformation:
 def only(optimizer: Optimizer, where: Callable) -> Optimizer:
     """Make an optimiser that trains the leaves picked by a filter and leaves all others as they are (Table 5's LL).
 
-    Args:
-      optimizer: of the picked leaves.
-      where: a filter on paths, as `filters.layer("head")`; a ValueError where it matches nothing.
-
-    Returns:
-      An `Optimizer`; gradients of frozen leaves are dropped, and the compiler drops their computation.
+    `where` is a filter on paths, as `filters.layer("head")`; a ValueError where it matches nothing. Gradients of frozen
+    leaves are dropped, and the compiler drops their computation.
     """
 
     def labels(params):
@@ -151,16 +151,8 @@ class Trainer(NamedTuple):
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
-    """Draw a fresh training state: the first initialisation is that of round 0, round t's restart draws that of t.
-
-    Args:
-      trainer: the static configuration.
-      lane: one lane.
-      round_: int scalar, may be traced.
-
-    Returns:
-      A `TrainState`; all settings of a seed get the same network.
-    """
+    """Draw a fresh training state: the first initialisation is that of round 0, round t's restart draws that of t. All
+    settings of a seed get the same network."""
     params, batch_stats = trainer.model.init(key_for(lane.seed, Purpose.INIT, round_))
     memory = trainer.method.init(key_for(lane.seed, Purpose.METHOD, round_), trainer.model, params, batch_stats)
     return TrainState(params, batch_stats, trainer.optimizer(lane.hparams).init(params), memory)
@@ -178,14 +170,8 @@ def train_step(
 ) -> tuple[TrainState, chex.Array, chex.Array]:
     """Take one step on the mean loss, cross-entropy and penalty, of the real samples of a batch.
 
-    Args:
-      trainer: the static configuration.
-      hparams: of the lane.
-      state: before the step.
-      inputs: [B, ...].
-      labels: [B] integers.
-      mask: [B] booleans, False marks padding.
-      whole: int scalar, the samples of a batch that is not partial, by default B; see `Trainer.weigh_last_batch`.
+    Inputs are [B, ...], labels [B] integers, the mask [B] booleans, False for padding. `whole` is an int scalar: the
+    samples of a batch that is not partial, by default B; see `Trainer.weigh_last_batch`.
 
     Returns:
       The state after the step; the loss summed over the real samples, nats; how many of them were predicted right.
@@ -213,15 +199,11 @@ def train_step(
 
 
 def update(optimizer: optax.GradientTransformation, gradient, opt_state, params, looked_at: dict):
-    """Return the updates and the state of an optimiser, which may depend on the loss (a plateau, Polyak's step, a line
+    """Return the updates and the state of any optimiser, which may depend on the loss (a plateau, Polyak's step, a
     search).
 
-    Args:
-      optimizer: any; called without the loss first, since some accept no other arguments than the parameters.
-      gradient: pytree like `params`.
-      opt_state: its state.
-      params: pytree of arrays.
-      looked_at: `value`, `grad` and `value_fn`, as optax's optimisers name them.
+    It is called without the loss first, since some accept no other arguments than the parameters; `looked_at` has
+    `value`, `grad` and `value_fn`, as optax's optimisers name them.
     """
     try:
         return optimizer.update(gradient, opt_state, params)
@@ -254,14 +236,8 @@ def at_epoch(hparams: HParams, epoch: chex.Numeric) -> HParams:
 def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric, length: int) -> chex.Array:
     """Shuffle the samples of one epoch: those that have arrived come first, each once.
 
-    Args:
-      key: consumed.
-      order: [T] indices in the order of arrival.
-      num_visible: int scalar, how many have arrived; may be traced.
-      length: of the result, at least T.
-
-    Returns:
-      [length] indices; from position `num_visible` on they mean nothing.
+    The key is consumed. From `order`, [T] indices in the order of arrival, it makes [length], length at least T; from
+    position `num_visible` on they mean nothing.
     """
     bits = jax.random.bits(key, order.shape, jnp.uint32) >> 1
     unseen = jnp.arange(order.shape[0]) >= num_visible
@@ -279,16 +255,9 @@ def train_batches(
 ) -> tuple[TrainState, chex.Array, chex.Array]:
     """Run a part of an epoch: steps over the first `num_samples` of some samples; the last, partial batch is masked.
 
-    Args:
-      trainer: the static configuration.
-      hparams: of the lane, at this epoch.
-      data: the samples, on the device.
-      indices: [K * B] int32, into them.
-      carry: the state, the loss (nats) and the right predictions, both summed over the epoch so far.
-      num_samples: int scalar, at most K * B; the others are padding. No step is made where it is not positive.
-
-    Returns:
-      The carry after the steps.
+    `indices` are [K * B] int32, into the data; those from `num_samples` on, an int scalar, are padding, and no step is
+    made where it is not positive. `carry` is the state, the loss (nats) and the right predictions, both summed over the
+    epoch so far; what is returned is the same after the steps.
     """
     size = trainer.batch_size
 
@@ -308,14 +277,6 @@ def train_epoch(
     trainer: Trainer, lane: Lane, data: Dataset, state: TrainState, key: chex.PRNGKey, num_visible: chex.Numeric
 ) -> tuple[TrainState, chex.Array, chex.Array]:
     """Train one pass over the samples that have arrived; the last, partial batch is padded and masked.
-
-    Args:
-      trainer: the static configuration.
-      lane: one lane.
-      data: all samples, on the device.
-      state: before the epoch.
-      key: consumed by the shuffle.
-      num_visible: int scalar, how many samples have arrived.
 
     Returns:
       The state after the epoch, the online training accuracy (fraction) and the mean training loss (nats).
@@ -338,16 +299,8 @@ def train_round(
     num_visible: chex.Numeric,
     epoch_limit: chex.Numeric,
 ) -> Progress:
-    """Train until converged, or until `epoch_limit`: a round may be cut into chunks, which changes no result.
-
-    Args:
-      trainer: the static configuration.
-      lane: one lane.
-      data: all samples, on the device.
-      progress: where the round stands.
-      round_: int scalar, for the order of the epochs.
-      num_visible: int scalar, how many samples have arrived.
-      epoch_limit: int scalar; control comes back after this epoch of the round at the latest.
+    """Train until converged, or until an epoch of the round, `epoch_limit`, at which control comes back at the latest:
+    a round may be cut into chunks, which changes no result.
 
     Returns:
       The progress; its `stop_reason` is `RUNNING` where only the limit ended the chunk.
@@ -368,18 +321,8 @@ def train_round(
 def evaluate(
     model: Model, state: TrainState, data: Dataset, indices: chex.Array, batch_size: int = EVALUATION_BATCH
 ) -> Evaluation:
-    """Compute accuracy and loss in evaluation mode (BatchNorm with its running statistics).
-
-    Args:
-      model: its two functions.
-      state: what was trained.
-      data: all samples, on the device.
-      indices: [V] int32, the samples to evaluate on.
-      batch_size: samples at a time.
-
-    Returns:
-      Accuracy (fraction) and mean loss (nats) over the V samples.
-    """
+    """Compute accuracy (fraction) and mean loss (nats) over the samples `indices`, [V] int32, in evaluation mode
+    (BatchNorm with its running statistics), `batch_size` samples at a time."""
     data = jax.tree.map(jnp.asarray, data)
     count = indices.shape[0]
     padded = jnp.pad(indices, (0, -count % batch_size))
@@ -397,20 +340,8 @@ def evaluate_batches(
     num_samples: chex.Numeric,
     batch_size: int = EVALUATION_BATCH,
 ) -> tuple[chex.Array, chex.Array]:
-    """Run a part of an evaluation: the first `num_samples` of some samples.
-
-    Args:
-      model: its two functions.
-      state: what was trained.
-      data: the samples, on the device.
-      indices: [K * batch_size] int32, into them.
-      sums: the loss (nats) and the right predictions over the samples before.
-      num_samples: int scalar, at most K * batch_size; the others are padding.
-      batch_size: samples at a time.
-
-    Returns:
-      The sums with these samples.
-    """
+    """Run a part of an evaluation: return the sums of loss (nats) and right predictions with those of the first
+    `num_samples` of some samples, an int scalar; `indices` are [K * batch_size] int32, the others of them padding."""
 
     def batch(i, sums):
         loss, correct = sums

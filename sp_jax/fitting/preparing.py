@@ -64,8 +64,7 @@ def prepare(seeds, hparams, samples: Samples, validation: Samples | None, settin
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """Return an optimiser as optax's own pair of functions: Adam at 0.001 for None, the transformation of a
-    `MultiSteps`.
+    """Return an optimiser as optax's own pair of functions: Adam at 0.001 for None, a `MultiSteps`'s transformation.
 
     Raises:
       ValueError: it is not an optimiser.
@@ -111,12 +110,7 @@ def _check_step(trainer: Trainer, inputs):
 
 
 def untrained(trainer: Trainer, inputs) -> set[str]:
-    """Return the paths of parameters that are not trained, and of statistics that no step updates (a frozen part).
-
-    Args:
-      trainer: the static configuration.
-      inputs: [N, ...], for shape and dtype alone.
-    """
+    """Return the paths of parameters that are not trained, and of statistics that no step updates (a frozen part)."""
     model: Model = trainer.model
     params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
     batch = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype), jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -130,13 +124,7 @@ def untrained(trainer: Trainer, inputs) -> set[str]:
 
 
 def warn_of_majority(labels, num_visible: int, rule: Convergence) -> None:
-    """Warn where predicting the most common class already reaches the training accuracy that ends a round.
-
-    Args:
-      labels: [N] integers.
-      num_visible: of them, those that have arrived.
-      rule: when a round ends.
-    """
+    """Warn where predicting the commonest class of the labels [N] so far reaches the accuracy that ends a round."""
     share = np.bincount(np.asarray(labels[:num_visible])).max() / num_visible
     if not rule.fixed and rule.train_accuracy <= share < 1:
         warnings.warn(

@@ -16,18 +16,9 @@ import optax
 from sp_jax import models, restarts, sweeps, transforms
 from sp_jax.divergence import DivergenceWarning, check_finite, first_not_finite
 from sp_jax.engine import check_count
+from sp_jax.fitting import preparing
 from sp_jax.fitting.evaluation_weights import evaluation_state
-from sp_jax.fitting.preparing import (
-    Samples,
-    Setting,
-    as_optimizer,
-    check_arrivals,
-    check_grid,
-    check_seed,
-    prepare,
-    untrained,
-    warn_of_majority,
-)
+from sp_jax.fitting.preparing import Samples, Setting, as_optimizer
 from sp_jax.storage import networks
 from sp_jax.training import Convergence
 from sp_jax.transforms import growth
@@ -154,17 +145,16 @@ def fit_rounds(
     """
     transforms.check_shrink(shrink)
     transforms.check_noise_scale(noise_scale)
-    check_seed(seed)
-    if if_diverged not in IF_DIVERGED:
-        raise ValueError(f"if_diverged must be one of {', '.join(IF_DIVERGED)}, got {if_diverged!r}")
+    preparing.check_seed(seed)
+    transforms.check_choice("if_diverged", if_diverged, IF_DIVERGED)
     if since is not None:
         _check_since(since)
         if if_diverged == "raise" and not _forgets(restart, shrink, where):
             check_finite("`since`", since.state, f"give the fit of the day before, or if_diverged={IF_DIVERGED[1]!r}")
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
     setting = Setting(network, as_optimizer(optimizer), batch_size, convergence or Convergence(), switch, mask)
-    model, engine, lanes, inputs = prepare([seed], hparams, (inputs, labels), validation, setting)
-    arrivals = check_arrivals(arrivals, len(inputs))
+    model, engine, lanes, inputs = preparing.prepare([seed], hparams, (inputs, labels), validation, setting)
+    arrivals = preparing.check_arrivals(arrivals, len(inputs))
     how = {"layouts": layouts, "renamed": renamed}
     keeps = not callable(restart) and restart != "random_init"  # a custom restart does its own checks
     grown = _grown(since, model, inputs if keeps else None, **how) if since else {}
@@ -175,7 +165,7 @@ def fit_rounds(
     fit = Fit(model, since.state if since else None, since.history if since else (), grown)
     placed = engine.place(lanes)
     for num_visible in arrivals:
-        warn_of_majority(labels, num_visible, setting.convergence)
+        preparing.warn_of_majority(labels, num_visible, setting.convergence)
         phase = sweeps.RoundPlan(engine, lanes, num_visible, restarts.no_restart if fit.state is None else restart)
         if heal and fit.state is not None and first_not_finite(fit.state):
             phase = phase._replace(restart=heal)
@@ -211,7 +201,7 @@ def _forgets(restart, shrink, where):
 
 def _where_trained(engine, inputs):
     """Make a filter of all trained leaves; None where these are all leaves."""
-    left = untrained(engine.trainer, inputs)
+    left = preparing.untrained(engine.trainer, inputs)
     return (lambda path: path not in left) if left else None
 
 
@@ -248,8 +238,7 @@ def load_fit(
       path: of the file.
       inputs: [B, ...] as those of `fit_rounds`, for shape and dtype alone.
       network: the network of the fit, as it was; `fit_rounds` may then be given a larger one.
-      switch: as in `fit_rounds`.
-      mask: as in `fit_rounds`.
+      switch, mask: as in `fit_rounds`.
 
     Returns:
       The `Fit`, its optimiser's state empty.
@@ -332,13 +321,7 @@ def tune_restart(
       validation: `(inputs, labels)` to compare by.
       grid: pairs (λ, σ); the warm start (1, 0) and random init (0, 1) are among the default's ten.
       seeds: how many orders of epochs and freshly drawn networks to try each setting with.
-      optimizer: as in `fit_rounds`.
-      batch_size: as in `fit_rounds`.
-      convergence: as in `fit_rounds`.
-      where: as in `fit_rounds`.
-      switch: as in `fit_rounds`.
-      mask: as in `fit_rounds`.
-      layouts: as in `fit_rounds`.
+      optimizer, batch_size, convergence, where, switch, mask, layouts: as in `fit_rounds`.
 
     Returns:
       A `Tuned`; `best.shrink` and `best.noise_scale` are for the next `fit_rounds`.
@@ -349,19 +332,19 @@ def tune_restart(
     Warns:
       DivergenceWarning: lanes diverged: which, when, and what was not finite first.
     """
-    check_grid(grid)
+    preparing.check_grid(grid)
     check_count("seeds", seeds)
     _check_since(since)
-    check_seed(seed)
+    preparing.check_seed(seed)
     if validation is None:
         raise ValueError("validation must be (inputs, labels): without them there is nothing to choose by")
     lams, sigmas = (np.repeat(np.float32(x), seeds) for x in zip(*grid, strict=True))
     tried = np.tile(seed + np.arange(seeds), len(grid))
     setting = Setting(network, as_optimizer(optimizer), batch_size, convergence or Convergence(), switch, mask)
     hparams = HParams(shrink=lams, noise_scale=sigmas)
-    model, engine, lanes, inputs = prepare(tried, hparams, (inputs, labels), validation, setting)
+    model, engine, lanes, inputs = preparing.prepare(tried, hparams, (inputs, labels), validation, setting)
     _grown(since, model, inputs, layouts)
-    warn_of_majority(labels, len(inputs), setting.convergence)
+    preparing.warn_of_majority(labels, len(inputs), setting.convergence)
     where = _where_trained(engine, inputs) if where is None else where
     state = engine.place(_stacked(evaluation_state(since.state), len(tried)))
     phase = sweeps.RoundPlan(engine, lanes, len(inputs), _restart("shrink_perturb", model, setting, where, layouts))

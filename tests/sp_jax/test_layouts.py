@@ -15,7 +15,7 @@ from flax import nnx
 import sp_jax
 from sp_jax import models, restarts
 from sp_jax.training import Convergence
-from sp_jax.transforms import growth, layouts
+from sp_jax.transforms import filters, growth, layouts
 from sp_jax.transforms.layouts import Grows
 from sp_jax.types import TrainState
 
@@ -450,11 +450,11 @@ def test_layers_whose_names_move_are_refused_and_can_be_named(name):
     grown = sp_jax.grown(params, fresh, renamed=renamed)
     assert grown
     assert all(path.startswith(f"{before}/") and was is None for path, (was, _) in grown.items())
-    taken = growth._leaves(sp_jax.grow(params, fresh, renamed=renamed))
-    for path, leaf in growth._leaves(params).items():
+    taken = filters.by_path(sp_jax.grow(params, fresh, renamed=renamed))
+    for path, leaf in filters.by_path(params).items():
         np.testing.assert_array_equal(taken[layouts.rename(path, renamed)], leaf)
     for path in grown:
-        np.testing.assert_array_equal(taken[path], growth._leaves(fresh)[path])
+        np.testing.assert_array_equal(taken[path], filters.by_path(fresh)[path])
 
 
 def test_an_automatic_name_is_asked_for_even_where_all_shapes_fit():

@@ -125,7 +125,7 @@ def test_moments_of_new_units_are_zeroed_and_all_else_stays(name):
         state = update(draw(seed), state)
     new = jax.jit(lambda s: sp_jax.reset_changed(s, optimizer.init(params), params, changed))(state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
-    flat, kept = plasticity.units.flatten(changed), 0
+    flat, kept = filters.by_path(changed), 0
     for (path, old), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(new), strict=True):
         text = filters.path_name(path)
         where = flat["/".join(text.split("/")[-2:])] if is_moment(text) else False
