@@ -111,7 +111,10 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=TRANSFORMS)
+QUICK = ("shrink_perturb", "grow", "periodic_restart", "dash", "continual_backprop")  # others take long together
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TRANSFORMS])
 def transform(request):
     return TRANSFORMS[request.param]
 
@@ -208,7 +211,7 @@ def test_weak_types_stay_in_every_transform(name):
         assert {x.weak_type for x in jax.tree.leaves(only_floats(new))} == {weak}
 
 
-@pytest.mark.parametrize("initialization", ["torch", "flax"])
+@pytest.mark.parametrize("initialization", ["torch", pytest.param("flax", marks=pytest.mark.slow)])
 def test_noise_has_the_variance_of_each_layers_own_initialiser(initialization):
     """PyTorch's: uniform in ±1/sqrt(fan_in), biases too; Flax's: LeCun normal, no bias; BatchNorm's none at all."""
     network = models.ResNet(10, width=32, stage_sizes=(1, 1), initialization=initialization)

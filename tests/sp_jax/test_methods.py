@@ -78,10 +78,17 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **{"rtol": 1e-5, "atol": 1e-6, **tolerance}), a, b)
 
 
-def test_methods_of_no_strength_change_nothing():
-    plain = train(methods.none).params
-    for method, strength in ((methods.l2_init, 0.0), (methods.redo, -1.0), (methods.continual_backprop, 0.0)):
-        close(train(method, strength=strength).params, plain, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    ("method", "strength"),
+    [
+        pytest.param(methods.l2_init, 0.0, marks=pytest.mark.slow),
+        pytest.param(methods.redo, -1.0, marks=pytest.mark.slow),
+        (methods.continual_backprop, 0.0),
+    ],
+    ids=["l2_init", "redo", "continual_backprop"],
+)
+def test_methods_of_no_strength_change_nothing(method, strength):
+    close(train(method, strength=strength).params, train(methods.none).params, rtol=1e-3, atol=1e-4)
 
 
 def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initialisation():
@@ -134,6 +141,10 @@ def test_a_restart_is_of_the_hare_and_of_the_tortoise():
     assert (state.params["w"][0], state.batch_stats["mean"][0]) == (2, 0)
     params, batch_stats = state.memory["slow"]
     assert (params["w"][0], batch_stats["mean"][0]) == (1, 0)
+
+
+@pytest.mark.slow
+def test_a_restart_in_the_engine_is_of_the_tortoise_too():
     shrunk, _ = rounds(methods.hare_tortoise, restarts.shrink_perturb, epochs=0)
     first, _ = rounds(methods.hare_tortoise, restarts.warm_start, epochs=0)
     close(shrunk.memory["slow"][0], jax.tree.map(lambda p: 0.5 * p, first.memory["slow"][0]))
@@ -194,7 +205,9 @@ def test_the_tortoises_steps_are_counted_anew_where_its_statistics_are(policy, s
     assert (restarted.memory["step"], restarted.memory["epoch"]) == (step, 0)
 
 
-@pytest.mark.parametrize("statistics", restarts.STATISTICS)
+@pytest.mark.parametrize(
+    "statistics", [pytest.param(each, marks=[pytest.mark.slow] * (each != "reset")) for each in restarts.STATISTICS]
+)
 def test_the_tortoise_is_as_good_with_statistics_that_are_reset(statistics):
     """BatchNorm, two rounds: with statistics that began at 0 and 1 it would guess (11 %)."""
     trainer = Trainer(NORMED, training.adam, 32, method=methods.hare_tortoise)
@@ -268,7 +281,9 @@ def test_continual_backprop_replaces_mature_units_at_its_rate():
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize(("restart", "steps"), [(restarts.warm_start, 8), (restarts.random_init, 4)])
+@pytest.mark.parametrize(
+    ("restart", "steps"), [(restarts.warm_start, 8), pytest.param(restarts.random_init, 4, marks=pytest.mark.slow)]
+)
 def test_what_a_method_remembers_survives_a_warm_start_and_not_random_init(restart, steps):
     assert rounds(methods.continual_backprop, restart)[0].memory["step"] == steps
 
@@ -339,7 +354,7 @@ def batches(count, size, real):
     return Batches(inputs, masks, rng.integers(0, 10, (count, size)))
 
 
-@pytest.mark.parametrize("real", [40, 33, 16, 3])
+@pytest.mark.parametrize("real", [33, *(pytest.param(real, marks=pytest.mark.slow) for real in (40, 16, 3))])
 def test_dash_sweeps_the_samples_in_chunks_of_batches(real):
     """Five batches of 8, chunks of two: an average over whole chunks and the rest, by a loop over real samples."""
     params, _ = MODEL.init(jax.random.key(0))
@@ -363,7 +378,14 @@ def test_dash_sweeps_the_samples_in_chunks_of_batches(real):
 
 @pytest.mark.parametrize(
     ("arrivals", "real"),
-    [((5, 12, 20, 33), 33), ((5, 12, 20, 33), 25), ((33,), 33), ((1, 2, 3, 4, 40), 33), ((16, 24), 33), ((8, 16), 3)],
+    [
+        ((5, 12, 20, 33), 25),
+        ((8, 16), 3),
+        pytest.param((5, 12, 20, 33), 33, marks=pytest.mark.slow),
+        pytest.param((33,), 33, marks=pytest.mark.slow),
+        pytest.param((1, 2, 3, 4, 40), 33, marks=pytest.mark.slow),
+        pytest.param((16, 24), 33, marks=pytest.mark.slow),
+    ],
 )
 def test_dash_takes_one_gradient_for_each_arrival_against_numpy(arrivals, real):
     """Batches of 8 that arrivals do not divide; what came after the last arrival is one more."""

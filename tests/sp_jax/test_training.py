@@ -1,5 +1,7 @@
 """ONE lane: the engine's arithmetic against NumPy, masks, convergence, chunks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +89,13 @@ def both(name, optimizer, dtype, epochs, num_visible, batch_size=16, threshold=2
     return progress, net, result
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", NETWORKS)
+def pairs(*quick):
+    """All networks with all optimisers, of which all but some take long together."""
+    every = itertools.product(NETWORKS, OPTIMIZERS)
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in quick)) for pair in every]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), pairs(("mlp", "sgd"), ("batch_norm", "adam")))
 def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
     with jax.enable_x64(True):
         progress, net, (epochs, accuracy, loss) = both(name, optimizer, np.float64, 40, 41, threshold=0.9)
@@ -101,8 +108,7 @@ def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
         jax.tree.map(check, progress.state.batch_stats, net.stats)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "optimizer"), pairs(("logistic", "adam")))
 def test_an_epoch_equals_numpy_in_float32(name, optimizer):
     progress, net, (_, accuracy, loss) = both(name, optimizer, np.float32, 1, 41)
     assert float(progress.train_accuracy) == pytest.approx(accuracy, abs=1e-6)
