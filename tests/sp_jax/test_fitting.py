@@ -313,20 +313,35 @@ def test_a_grid_is_checked_before_anything_runs():
             sp_jax.tune_restart(0, X, Y, before, network=Net(), validation=HELD, grid=grid)
 
 
-def test_a_fit_that_was_saved_goes_on_as_if_it_had_stayed(tmp_path):
-    """Statistics and random streams included."""
-    path, how = tmp_path / "days" / "monday.safetensors", {"network": Dropped, "convergence": FEW, "validation": HELD}
-    monday = sp_jax.fit_rounds(0, X[:100], Y[:100], **how)
+DROPPED = {"network": Dropped, "convergence": FEW, "validation": HELD}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A fit with statistics and random streams, and where it is saved."""
+    path = tmp_path_factory.mktemp("saved") / "days" / "monday.safetensors"
+    monday = sp_jax.fit_rounds(0, X[:100], Y[:100], **DROPPED)
     sp_jax.save_fit(path, monday)
-    again = sp_jax.load_fit(path, X, network=Dropped)
-    np.testing.assert_array_equal(again.predict(X), monday.predict(X))
-    tuesday, other = (sp_jax.fit_rounds(0, X[:150], Y[:150], since=each, **how) for each in (monday, again))
+    return monday, path
+
+
+@pytest.mark.slow
+def test_a_fit_that_was_saved_goes_on_as_if_it_had_stayed(saved):
+    again = sp_jax.load_fit(saved[1], X, network=Dropped)
+    tuesday, other = (sp_jax.fit_rounds(0, X[:150], Y[:150], since=each, **DROPPED) for each in (saved[0], again))
     np.testing.assert_array_equal(other.predict(X), tuesday.predict(X))
     assert [day._replace(seconds=0) for day in other.history] == [day._replace(seconds=0) for day in tuesday.history]
+
+
+def test_a_fit_that_was_saved_predicts_the_same_and_what_is_none_is_named(saved, tmp_path):
+    monday, path = saved
+    again = sp_jax.load_fit(path, X, network=Dropped)
+    np.testing.assert_array_equal(again.predict(X), monday.predict(X))
     with pytest.raises(
         ValueError, match=r"is another one: params/Dense_0/bias is missing, the model's is float32\[3\]"
     ):
         sp_jax.load_fit(path, X, network=Net())
+    path = tmp_path / "network.safetensors"
     sp_jax.networks.save(path, sp_jax.models.as_model(Net(), X).init(jax.random.key(0))[0])
     with pytest.raises(ValueError, match="holds a network but no fit"):
         sp_jax.load_fit(path, X, network=Net())

@@ -94,7 +94,7 @@ def test_methods_of_no_strength_change_nothing(method, strength):
 def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initialisation():
     state, lane = train(methods.l2_init, strength=0.01), lane_of(methods.l2_init, 0.01)
     trainer = Trainer(MODEL, training.adam, 32, method=methods.l2_init)
-    first = training.init_state(trainer, lane, 0).params
+    first = jax.jit(lambda lane: training.init_state(trainer, lane, 0).params)(lane)
     close(state.memory["initial"], first, rtol=0, atol=0)
     batch = SMALL.inputs[:25], SMALL.labels[:25], jnp.ones(25, bool)
 
@@ -104,8 +104,13 @@ def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initiali
         return jnp.mean(cross_entropy(logits, batch[1])) + 0.01 * far
 
     new, _, _ = jax.jit(lambda s: training.train_step(trainer, lane.hparams, s, *batch))(state)
-    updates, _ = training.adam(lane.hparams).update(jax.grad(loss)(state.params), state.opt_state, state.params)
-    close(new.params, optax.apply_updates(state.params, updates), rtol=1e-4)
+
+    @jax.jit
+    def by_hand(state):
+        updates, _ = training.adam(lane.hparams).update(jax.grad(loss)(state.params), state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates)
+
+    close(new.params, by_hand(state), rtol=1e-4)
 
 
 def hare_state(fast, slow):
@@ -365,13 +370,11 @@ def test_dash_sweeps_the_samples_in_chunks_of_batches(real):
     new = jax.jit(restart)(jax.random.key(2), state, fresh, shrink=0.3, noise_scale=0.0, batches=samples)
 
     inputs, labels = samples.inputs.reshape(-1, 8, 8, 1)[:real], samples.labels.reshape(-1)[:real]
-    average = jax.tree.map(jnp.zeros_like, params)
+    average = jax.tree.map(np.zeros_like, params)
+    gradient = jax.jit(jax.grad(lambda p, x, y: jnp.mean(cross_entropy(MODEL.apply(p, {}, x, None, True)[0], y))))
     for start in range(0, real, 16):
         chunk = slice(start, start + 16)
-        gradient = jax.grad(
-            lambda p, c=chunk: jnp.mean(cross_entropy(MODEL.apply(p, {}, inputs[c], None, True)[0], labels[c]))
-        )(params)
-        average = plasticity.average_gradient(average, gradient, decay=0.3)
+        average = plasticity.average_gradient(average, gradient(params, inputs[chunk], labels[chunk]), decay=0.3)
     close(new.params, plasticity.dash(params, average, shrink=0.3), rtol=1e-3, atol=1e-5)
     close(new.opt_state, fresh.opt_state)
 
@@ -419,13 +422,10 @@ def test_dash_takes_its_gradients_in_evaluation_mode():
     restart = jax.jit(restarts.make_dash(NORMED, arrivals=(4, 13)))
     new = restart(jax.random.key(2), state, state, shrink=0.3, noise_scale=0.0, batches=samples).params
     inputs, labels = samples.inputs.reshape(-1, 8, 8, 1), samples.labels.reshape(-1)
-    average = jax.tree.map(jnp.zeros_like, params)
+    average = jax.tree.map(np.zeros_like, params)
+    gradient = jax.jit(jax.grad(lambda p, x, y: jnp.mean(cross_entropy(NORMED.apply(p, stats, x, None, False)[0], y))))
     for chunk in (slice(0, 4), slice(4, 13)):
-
-        def loss(params, chunk=chunk):
-            return jnp.mean(cross_entropy(NORMED.apply(params, stats, inputs[chunk], None, False)[0], labels[chunk]))
-
-        average = plasticity.average_gradient(average, jax.grad(loss)(params))
+        average = plasticity.average_gradient(average, gradient(params, inputs[chunk], labels[chunk]))
     close(new, plasticity.dash(params, average, shrink=0.3), rtol=1e-3, atol=1e-5)
 
 

@@ -297,18 +297,25 @@ def test_a_mask_that_must_be_given_is_asked_for():
     assert not np.asarray(logits.apply(params, {}, X[:3], jnp.zeros(3, bool), False)[0]).any()
 
 
-def test_samples_that_depend_on_each_other_are_refused():
-    class Images(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
+class Images(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
 
-    images = RNG.normal(size=(120, 4, 4, 1)).astype(np.float32)
+
+IMAGES = np.random.default_rng(1).normal(size=(120, 4, 4, 1)).astype(np.float32)
+
+
+def test_samples_that_depend_on_each_other_are_refused():
     with pytest.raises(
         ValueError, match=r"depend on the others in its batch: .* shape \(4, 4\) .* inputs\[..., None\]"
     ):
-        models.as_model(Images(), images[..., 0])
-    models.as_model(Images(), images)
+        fit(Images(), IMAGES[..., 0])
+
+
+@pytest.mark.slow
+def test_samples_that_do_not_depend_on_each_other_are_trained_on():
+    fit(Images(), IMAGES)
 
 
 # Optimisers.
