@@ -353,6 +353,7 @@ def test_report_needs_a_run(tmp_path, capsys):
     assert "unexpected argument '0.6'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_copes_with_missing_rows(online, tmp_path):
     rows = results.read(online / "results.csv")
     for kept in (rows[:1], rows[:7], [row for row in rows if row["restart"] != "random_init"], rows[::3]):

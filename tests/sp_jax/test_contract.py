@@ -111,10 +111,15 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
-QUICK = ("shrink_perturb", "grow", "periodic_restart", "dash", "continual_backprop")  # others take long together
+QUICK = ("shrink_perturb", "grow", "periodic_restart", "dash", "continual_backprop")
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TRANSFORMS])
+def some(names):
+    """These transforms, of which all but some take long together."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in names]
+
+
+@pytest.fixture(params=some(TRANSFORMS))
 def transform(request):
     return TRANSFORMS[request.param]
 
@@ -177,7 +182,7 @@ def test_sharding_stays(transform):
     assert new.sharding.is_equivalent_to(sharded, 2), new.sharding
 
 
-@pytest.mark.parametrize("name", IDENTITIES)
+@pytest.mark.parametrize("name", some(IDENTITIES))
 def test_one_and_zero_change_nothing(name):
     params = draw(0)
     for call in (TRANSFORMS[name], jax.jit(TRANSFORMS[name])):
@@ -211,7 +216,8 @@ def test_weak_types_stay_in_every_transform(name):
         assert {x.weak_type for x in jax.tree.leaves(only_floats(new))} == {weak}
 
 
-@pytest.mark.parametrize("initialization", ["torch", pytest.param("flax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("initialization", ["torch", "flax"])
 def test_noise_has_the_variance_of_each_layers_own_initialiser(initialization):
     """PyTorch's: uniform in ±1/sqrt(fan_in), biases too; Flax's: LeCun normal, no bias; BatchNorm's none at all."""
     network = models.ResNet(10, width=32, stage_sizes=(1, 1), initialization=initialization)

@@ -67,9 +67,8 @@ def test_a_resnet_has_its_statistics_recalibrated_from_the_stream():
     assert_same(engines, lanes, (24, 40), restart)  # 16 + 8, 2 x 16 + 8
 
 
-@pytest.mark.parametrize(
-    "chunks", [pytest.param({"batches_per_chunk": 3}, marks=pytest.mark.slow), {"arrivals": (45, 100, 150)}]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [{"batches_per_chunk": 3}, {"arrivals": (45, 100, 150)}])
 def test_dash_sweeps_the_stream_for_the_hare_and_for_the_tortoise(chunks):
     trainer = TRAINER._replace(method=METHODS["hare_tortoise"], optimizer=training.sgd)
     engines = both(trainer, SMALL, 1, block_bytes=BLOCK)

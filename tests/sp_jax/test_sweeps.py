@@ -206,6 +206,7 @@ def test_chunks_reach_the_host(monkeypatch):
     assert train(groups, (60,)) == found
 
 
+@pytest.mark.slow
 def test_recalibrated_statistics_come_from_what_has_arrived():
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
     images = Dataset(pixels, np.arange(90, dtype=np.int32) % 3, 3)
