@@ -484,6 +484,7 @@ def test_shared_rounds_and_pools_cost_their_time_once():
 COMMAND = [sys.executable, "-m", "experiments.run"]
 
 
+@pytest.mark.slow
 def test_the_binary_as_a_user_types_it(tmp_path):
     wrong = subprocess.run(
         [*COMMAND, f"--workdir={tmp_path / 'run'}", "--shrink=2"], capture_output=True, text=True, cwd=ROOT

@@ -130,7 +130,8 @@ class Classes(nn.Module):
 three_classes = functools.cache(lambda: fit([50], network=Classes(3)))
 
 
-@pytest.mark.parametrize("restart", ["shrink_perturb", pytest.param("warm_start", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("restart", ["shrink_perturb", "warm_start"])
 def test_a_network_with_a_class_more_goes_on_and_tells_what_grew(restart):
     monday = three_classes()
     options = {"network": Classes(4), "convergence": Convergence.exactly(0), "shrink": 0.5, "noise_scale": 0.1}
@@ -164,6 +165,7 @@ def test_an_optimiser_that_keeps_a_copy_of_the_parameters_begins_with_those_of_t
         assert equal(state.opt_state.inner_state.z, state.params)
 
 
+@pytest.mark.slow
 def test_a_restart_may_be_a_function():
     own = sp_jax.make_restart(restarts.only_layers("Dense_1"), optimizer_state="keep")
     assert not equal(fit(restart=own).state, week("warm_start").state)

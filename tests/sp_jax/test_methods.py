@@ -210,9 +210,8 @@ def test_the_tortoises_steps_are_counted_anew_where_its_statistics_are(policy, s
     assert (restarted.memory["step"], restarted.memory["epoch"]) == (step, 0)
 
 
-@pytest.mark.parametrize(
-    "statistics", [pytest.param(each, marks=[pytest.mark.slow] * (each != "reset")) for each in restarts.STATISTICS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("statistics", restarts.STATISTICS)
 def test_the_tortoise_is_as_good_with_statistics_that_are_reset(statistics):
     """BatchNorm, two rounds: with statistics that began at 0 and 1 it would guess (11 %)."""
     trainer = Trainer(NORMED, training.adam, 32, method=methods.hare_tortoise)
