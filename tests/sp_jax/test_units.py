@@ -116,7 +116,12 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+QUICK = ("adam", "partition", "hare_tortoise")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in OPTIMIZERS]
+)
 def test_moments_of_new_units_are_zeroed_and_all_else_stays(name):
     optimizer, params = OPTIMIZERS[name], jax.tree.map(jnp.asarray, draw(18))
     _, changed = reference_replace(params, params, some_units(1), LINKS)
