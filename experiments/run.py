@@ -42,10 +42,7 @@ _DEVICES_PER_LANE = flags.DEFINE_integer(
     "devices_per_lane", 1, "Over how many devices each batch is spread (data parallelism), with several hosts too."
 )
 _SIDE_BY_SIDE = flags.DEFINE_integer(
-    "side_by_side",
-    None,
-    "Lanes that a device trains at once, the others after them.",
-    lower_bound=1,
+    "side_by_side", None, "Lanes that a device trains at once, the others after them.", lower_bound=1
 )
 _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on with the run in --workdir where it stopped, also in the middle of a round."

@@ -20,9 +20,6 @@ BATCHES = 10  # gradients of so many batches are averaged
 def gradient_norms(trainer: Trainer) -> Callable[..., dict[str, chex.Array]]:
     """Make a measure of the gradient norms of the old data and of the new data, separately (Figure 5).
 
-    Args:
-      trainer: the static configuration.
-
     Returns:
       `measure(lane, state, data, num_old, num_visible)`: scalars `gradient_norm_old` and `gradient_norm_new`, the norm
       of the gradient of the mean cross-entropy of a batch, in train mode, averaged over the first ten batches of each.
@@ -67,13 +64,9 @@ def _gradient_norm(trainer, lane, state, data, start, stop):
 def similarity(params: chex.ArrayTree, start: chex.ArrayTree) -> dict[str, chex.Array]:
     """Compute the similarity of a solution to its initialisation, over all parameters together (Figures 11 and 33).
 
-    Args:
-      params: pytree of arrays, after training.
-      start: of the same structure and shapes, before it.
-
-    Returns:
-      Scalars: `pearson` (the paper's), `cosine`, `spearman` (Pearson's of the ranks; equal values are ranked in the
-      order in which they come) and `distance` (Euclidean, in units of the parameters).
+    Scalars, of two pytrees of one structure and shapes: `pearson` (the paper's), `cosine`, `spearman` (Pearson's of the
+    ranks; equal values are ranked in the order in which they come) and `distance` (Euclidean, in units of the
+    parameters).
 
     >>> found = similarity({"w": jnp.array([1.0, 2.0, 3.0])}, {"w": jnp.array([2.0, 4.0, 6.0])})
     >>> {name: round(float(value), 2) for name, value in found.items()}

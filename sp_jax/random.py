@@ -4,6 +4,7 @@ All settings of one seed share them, so differences between methods are paired.
 """
 
 import enum
+import functools
 
 import chex
 import jax
@@ -21,17 +22,6 @@ class Purpose(enum.IntEnum):
 
 
 def key_for(seed: chex.Numeric, purpose: Purpose, *counters: chex.Numeric) -> chex.PRNGKey:
-    """Make the key of a seed for one purpose.
-
-    Args:
-      seed: integer scalar, may be traced.
-      purpose: what the key is for.
-      *counters: integer scalars such as round and epoch, may be traced.
-
-    Returns:
-      A typed PRNG key, the same under `jit`, `vmap` and outside them.
-    """
-    key = jax.random.fold_in(jax.random.key(seed), purpose.value)
-    for counter in counters:
-        key = jax.random.fold_in(key, counter)
-    return key
+    """Make the key of a seed for one purpose, and for counters such as round and epoch; integer scalars, which may be
+    traced. It is typed, the same under `jit`, `vmap` and outside them."""
+    return functools.reduce(jax.random.fold_in, (purpose.value, *counters), jax.random.key(seed))

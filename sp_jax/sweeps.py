@@ -172,11 +172,8 @@ class _Standing:
     def chunk(self, round_, summary, split, whole):
         """Save after a chunk, where it is time or a stop is requested.
 
-        Args:
-          round_: counted from 1.
-          summary: the pool's progress without its state.
-          split: returns each group's part of a tree of [L, ...].
-          whole: fetches the `PartialRound` of the pool.
+        `summary` is the pool's progress without its state; `split` returns each group's part of a tree of [L, ...], and
+        `whole` fetches the `PartialRound` of the pool.
         """
         self._summary = summary
         asked, due = _any_host(self._watch.stop is not None and self._watch.stop(), self._store and self._store.due())
@@ -204,8 +201,8 @@ class _Standing:
 
 
 def _pool(owners, first, round_, finished, watch):
-    """Return the group and those that train with it: of one engine, as many samples, and one engine in the round
-    before."""
+    """Return the group and those that train with it: of one engine now and in the round before, with as many
+    samples."""
 
     def kind(group):
         engine, _, num_visible, _ = group.phases[round_ - 1]

@@ -1,5 +1,6 @@
 """Two CPU devices, as on two accelerators; implicit rank promotion is an error; programs are compiled once."""
 
+import functools
 import gc
 import os
 import tempfile
@@ -7,6 +8,7 @@ import tempfile
 import jax
 import pytest
 from absl import flags
+from jax._src import compiler
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
@@ -18,7 +20,7 @@ if "SP_JAX_TESTS_CACHE" not in os.environ:  # the first process; those that it s
     _CACHE = tempfile.TemporaryDirectory(prefix="sp_jax-tests-")
     os.environ["SP_JAX_TESTS_CACHE"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["SP_JAX_TESTS_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # reading even the smallest takes half the time
 
 
 # These hold the arithmetic against NumPy or known numbers, as users have it compiled. All others try how parts work
@@ -30,14 +32,36 @@ ARITHMETIC = (
 )  # fmt: skip
 
 
+# XLA's older emitters compile small programs in half the time. Only a program of its own takes options in public.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+
+
+@functools.cache
+def quick_options():
+    """Return the options that this version of XLA has: all or none."""
+    try:
+        jax.jit(lambda x: x, compiler_options=QUICK)(0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return QUICK
+
+
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     quick = request.module.__name__ not in ARITHMETIC
     jax.config.update("jax_disable_most_optimizations", quick)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        if quick and hasattr(compiler, "get_compile_options"):
+            options, given = quick_options(), compiler.get_compile_options
+            patch.setattr(compiler, "get_compile_options", functools.partial(_with_options, given, options))
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # what a finished module has compiled is gigabytes of memory
     gc.collect()
+
+
+def _with_options(given, options, *args, env_options_overrides=None, **rest):
+    return given(*args, env_options_overrides=options | (env_options_overrides or {}), **rest)
 
 
 @pytest.fixture(autouse=True, scope="module")

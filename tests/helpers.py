@@ -1,5 +1,6 @@
 """What several files of tests share: rows that nobody trained, and small grids on two small data sets."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -59,9 +60,13 @@ def phases(engine, settings, arrivals=ARRIVALS, **options):
     return [sweeps.Group(s.name, sweeps.rounds(engine, s.lanes, s.restart, arrivals, **options)) for s in settings]
 
 
+shared_engine = functools.lru_cache(maxsize=2)(lambda lanes: sweeps.Engine(TRAINER, SMALL, lanes))
+
+
 def train(settings, arrivals=ARRIVALS, restart_first=False, engine=None, **options):
-    """All results without their times, by group and round."""
-    made = sweeps.Engine(TRAINER, SMALL, len(settings[0].lanes.seed), **(engine or {}))
+    """All results without their times, by group and round; `engine` are the options of one that no other call has."""
+    lanes = len(settings[0].lanes.seed)
+    made = shared_engine(lanes) if engine is None else sweeps.Engine(TRAINER, SMALL, lanes, **engine)
     return {
         (found.group.name, found.results[0].round): [r._replace(seconds=0.0) for r in found.results]
         for found in sweeps.run(phases(made, settings, arrivals, restart_first=restart_first), **options)

@@ -51,17 +51,10 @@ def _seconds(function, argument):
 
 
 def work(trainer: Trainer, data: Dataset) -> Work:
-    """Count the operations of the network's products, and the bytes of a step.
+    """Count the operations of the network's products, and the bytes of a step: the `Work` of one sample of a batch.
 
     Bytes: each parameter, its gradient and its two moments read and written once; the inputs read once; the result of
     each product, and its gradient, written and read once.
-
-    Args:
-      trainer: of the step.
-      data: for the shape of its samples.
-
-    Returns:
-      The `Work` of one sample of a batch.
     """
     model, size = trainer.model, trainer.batch_size
     state = jax.eval_shape(lambda: model.init(jax.random.key(0)))

@@ -46,10 +46,8 @@ def network(settings: Settings, data: Dataset) -> nn.Module:
     """Make the network of some settings: `logistic`, `mlp` or `resnet18`, with PyTorch's own initialisation."""
     shape, classes = data.inputs.shape[1:], data.num_classes
     if settings.model == "resnet18":
-        width, layers = (
-            settings.width,
-            [_conv(shape[2], settings.width, 3, 1), nn.BatchNorm2d(settings.width), nn.ReLU()],
-        )
+        width = settings.width
+        layers = [_conv(shape[2], width, 3, 1), nn.BatchNorm2d(width), nn.ReLU()]
         for stage, blocks in enumerate(settings.stage_sizes):
             for block in range(blocks):
                 features = settings.width * 2**stage

@@ -137,40 +137,33 @@ LABELS = {name: row.label for name, row in (RESTARTS | METHODS).items()}  # for 
 class DataSettings:
     """The data of an experiment."""
 
-    dataset: str = setting(
-        "mixture", "mixture, textures, reviews (synthetic, embedded), or TFDS's: cifar10, imdb_reviews, ….", fields.DATA
-    )
-    source: str = setting(
-        "mixture_source", "What pretraining begins with: a data set of inputs like those of --dataset.", fields.DATA,
-        at_work=fields.ON_HOST,
-    )  # fmt: skip
-    fraction: float = setting(
-        1.0, "pretraining: of the target's samples, in (0, 1].", fields.DATA, unit="fraction", at_work=fields.ON_HOST
-    )
+    # fmt: off
+    dataset: str = setting("mixture", fields.DATA,
+        help="mixture, textures, reviews (synthetic, embedded), or TFDS's: cifar10, imdb_reviews, ….")
+    source: str = setting("mixture_source", fields.DATA, fields.ON_HOST,
+        help="What pretraining begins with: a data set of inputs like those of --dataset.")
+    fraction: float = setting(1.0, fields.DATA, fields.ON_HOST, unit="fraction",
+        help="pretraining: of the target's samples, in (0, 1].")
+    # fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings(DataSettings):
     """The network: its kind, and the settings that the kinds have."""
 
-    model: str = setting("mlp", f"One of {', '.join(NETWORKS)}.", fields.NETWORK, choices=tuple(NETWORKS))
-    width: int = setting(
-        16, "ResNet: channels of the first stage; 64 is the standard, 16 the authors' own. RNN: units.", fields.NETWORK,
-        unit="channels or units", positive=True,
-    )  # fmt: skip
-    stage_sizes: tuple[int, ...] = setting(
-        (2, 2, 2, 2), "ResNet: blocks in each stage, with commas; 2,2,2,2 is ResNet-18.", fields.NETWORK, unit="blocks"
-    )
-    hidden: tuple[int, ...] = setting(
-        (100, 100), "MLP: sizes of the hidden layers, with commas.", fields.NETWORK, unit="units"
-    )
-    activation: str = setting(
-        "tanh", f"MLP: one of {', '.join(ACTIVATIONS)}.", fields.NETWORK, choices=tuple(ACTIVATIONS)
-    )
-    bias: bool = setting(True, "MLP: whether its layers have bias terms.", fields.NETWORK)
-    init: str = setting(
-        "torch", "Initialisation, and so the noise: torch (the paper's) or flax.", fields.NETWORK, choices=INITS
-    )
+    # fmt: off
+    model: str = setting("mlp", fields.NETWORK, help="One of {choices}.", choices=NETWORKS)
+    width: int = setting(16, fields.NETWORK, unit="channels or units", positive=True,
+        help="ResNet: channels of the first stage; 64 is the standard, 16 the authors' own. RNN: units.")
+    stage_sizes: tuple[int, ...] = setting((2, 2, 2, 2), fields.NETWORK, unit="blocks",
+        help="ResNet: blocks in each stage, with commas; 2,2,2,2 is ResNet-18.")
+    hidden: tuple[int, ...] = setting((100, 100), fields.NETWORK, unit="units",
+        help="MLP: sizes of the hidden layers, with commas.")
+    activation: str = setting("tanh", fields.NETWORK, help="MLP: one of {choices}.", choices=ACTIVATIONS)
+    bias: bool = setting(True, fields.NETWORK, help="MLP: whether its layers have bias terms.")
+    init: str = setting("torch", fields.NETWORK, choices=INITS,
+        help="Initialisation, and so the noise: torch (the paper's) or flax.")
+    # fmt: on
 
 
 def model(settings: Any, data: Dataset) -> Model:

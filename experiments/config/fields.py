@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LARGEST = 2**31  # what a device counts to
@@ -27,36 +27,34 @@ class UsageError(ValueError):
 
 def setting(
     default: Any,
-    meaning: str,
     group: str,
+    at_work: str = COMPILED,
     *,
+    help: str,
     unit: str = "",
     symbol: str = "",
     unset: str = "",
-    choices: Sequence[str] | None = None,
+    choices: Iterable[str] = (),
     positive: bool = False,
-    at_work: str = COMPILED,
     one: bool = False,
 ) -> Any:
-    """Declare a field of `Settings`, which is a flag of the same name.
+    """Declare a field of `Settings`, which is a flag of the same name, with all of this as its metadata.
 
     Args:
       default: its value where the flag is not given.
-      meaning: the flag's text in `--help`.
       group: the heading under which `--help` shows it.
+      at_work: `COMPILED`, `TRACED`, `OF_RESTART` or `ON_HOST`.
+      help: the flag's text in `--help`; `{choices}` stands for the names that it may have.
       unit: of a number.
       symbol: the paper's, or this project's where the paper has none.
       unset: in words, what None stands for.
-      choices: the names that it may have.
+      choices: the names that it may have; none, where any will do.
       positive: whether it must be above 0.
-      at_work: `COMPILED`, `TRACED`, `OF_RESTART` or `ON_HOST`.
       one: whether an experiment has one value of it: it cannot vary in a grid.
-
-    Returns:
-      A dataclass field with all of this as its metadata.
     """
-    facts = {"unit": unit, "symbol": symbol, "unset": unset, "choices": choices, "positive": positive}
-    metadata = {"help": meaning, "group": group, "at_work": at_work, "one": one, **facts}
+    choices = tuple(choices)
+    facts = {"unit": unit, "symbol": symbol, "unset": unset, "choices": choices, "positive": positive, "one": one}
+    metadata = {"help": help.replace("{choices}", ", ".join(choices)), "group": group, "at_work": at_work, **facts}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -23,44 +23,30 @@ class Entry(NamedTuple):
 # The flags that are no settings, which say the same of themselves where they are declared.
 _PROCESS: Mapping[str, Mapping[str, Entry]] = {
     fields.EXPERIMENT: {
-        "experiment": Entry(default="online"),
-        "preset": Entry(default="quick"),
-        "list": Entry(),
-        "dry_run": Entry(),
+        "experiment": Entry(default="online"), "preset": Entry(default="quick"), "list": Entry(), "dry_run": Entry(),
     },
     fields.DATA: {
         "data_dir": Entry(default="TFDS_DATA_DIR, else ~/tensorflow_datasets"),
         "cache_dir": Entry(default="~/.cache/sp_jax"),
     },
-    fields.NETWORK: {},
-    fields.TRAINING: {},
-    fields.RESTART: {},
-    fields.ROUND_END: {},
+    **{group: {} for group in (fields.NETWORK, fields.TRAINING, fields.RESTART, fields.ROUND_END)},
     fields.RUN: {
-        "workdir": Entry(default="runs/<experiment>-<time>, a new folder"),
-        "resume": Entry(),
-        "checkpoint_seconds": Entry("seconds"),
-        "tensorboard": Entry(),
+        "workdir": Entry(default="runs/<experiment>-<time>, a new folder"), "resume": Entry(),
+        "checkpoint_seconds": Entry("seconds"), "tensorboard": Entry(),
     },
     fields.SPEED: {
-        "stream": Entry(default="where the data do not fit"),
-        "devices_per_lane": Entry("devices"),
+        "stream": Entry(default="where the data do not fit"), "devices_per_lane": Entry("devices"),
         "side_by_side": Entry("lanes", default="one on a CPU, else as measured"),
-        "coordinator": Entry(default="one host"),
-        "num_processes": Entry("hosts", default="one"),
-        "process_id": Entry("hosts before it", default="none"),
-        "join_seconds": Entry("seconds"),
+        "coordinator": Entry(default="one host"), "num_processes": Entry("hosts", default="one"),
+        "process_id": Entry("hosts before it", default="none"), "join_seconds": Entry("seconds"),
     },
     "the measurement of speed": {
-        "case": Entry(),
-        "against": Entry(),
+        "case": Entry(), "against": Entry(),
         "lanes": Entry("lanes", default="1 and 8; ResNets 1 and 2; the experiment 1 and 5"),
-        "cores": Entry("CPU devices", default="one a core"),
-        "repeats": Entry("measurements"),
-        "seconds": Entry("seconds"),
-        "millions": Entry("million parameters"),
+        "cores": Entry("CPU devices", default="one a core"), "repeats": Entry("measurements"),
+        "seconds": Entry("seconds"), "millions": Entry("million parameters"),
     },
-}
+}  # fmt: skip
 
 
 def _settings(group):
@@ -71,30 +57,15 @@ def _settings(group):
 
 GROUPS = {group: {**flags_, **_settings(group)} for group, flags_ in _PROCESS.items()}
 SYNONYMS = {  # what flags are called elsewhere
-    "batch": "batch_size",
-    "data": "dataset",
-    "lambda": "shrink",
-    "logdir": "workdir",
-    "lr": "learning_rate",
-    "num_epochs": "epochs",
-    "num_rounds": "rounds",
-    "num_seeds": "seeds",
-    "output_dir": "workdir",
+    "batch": "batch_size", "data": "dataset", "lambda": "shrink", "logdir": "workdir", "lr": "learning_rate",
+    "num_epochs": "epochs", "num_rounds": "rounds", "num_seeds": "seeds", "output_dir": "workdir",
     "sigma": "noise_scale",
-}
+}  # fmt: skip
 _ENTRIES = {flag: entry for group in GROUPS.values() for flag, entry in group.items()}
 
 
 def page(about: str, defined: Iterable[flags.Flag]) -> str:
-    """Return the help of a binary.
-
-    Args:
-      about: its module's docstring, examples included.
-      defined: its flags.
-
-    Returns:
-      The text: what it is about, then its flags by theme; those without one stand last.
-    """
+    """Return the help of a binary: its docstring, `about`, then its flags by theme; those without one stand last."""
     own = {flag.name: flag for flag in defined}
     groups = {name: [own[flag] for flag in group if flag in own] for name, group in GROUPS.items()}
     groups["more"] = [flag for flag in own.values() if flag.name not in _ENTRIES]

@@ -1,6 +1,7 @@
 """The flags of every binary that trains: one for each field of `Settings`, and the folders of the data."""
 
 import dataclasses
+import typing
 
 from absl import flags
 
@@ -57,10 +58,8 @@ def _parse(field, value):
 
 def _number(flag, type_, text):
     """Parse a text as what the setting is: int, float or str."""
-    kind, meaning = {
-        int: (int, "a whole number"), int | None: (int, "a whole number"),
-        float: (float, "a number"), float | None: (float, "a number"),
-    }.get(type_, (str, ""))  # fmt: skip
+    kinds = (type_, *typing.get_args(type_))  # those of `int | None` are int and None
+    kind, meaning = (int, "a whole number") if int in kinds else (float, "a number") if float in kinds else (str, "")
     try:
         return kind(text)
     except ValueError:

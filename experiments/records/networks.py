@@ -50,11 +50,8 @@ class Trained(NamedTuple):
     def evaluate(self, dataset: Dataset | None = None) -> Evaluation:
         """Measure the network on its seed's held-out third (Section 2.1), as its row of `results.csv` was.
 
-        Args:
-          dataset: by default it is loaded by name, from `TFDS_DATA_DIR` where TFDS has it.
-
-        Returns:
-          Accuracy (fraction) and mean loss (nats): on the device that trained it those of the row.
+        The data set is by default loaded by name, from `TFDS_DATA_DIR` where TFDS has it. Accuracy (fraction) and mean
+        loss (nats) are those of the row on the device that trained it.
 
         Raises:
           UsageError: a data set of another size.
@@ -72,16 +69,13 @@ class Trained(NamedTuple):
 
 
 def load(folder: str | pathlib.Path, **which: Any) -> Trained:
-    """Load the network of one lane after one round.
+    """Load the network of one lane after one round, with its model, from the folder of a run, or of several.
 
     Args:
-      folder: of a run, or of several.
+      folder: the runs'.
       **which: columns of `results.csv` and their values, enough to leave one lane: `restart`, `shrink`, `noise_scale`,
-        `seed`, whatever the run varies, as `batch_size`. Without `round` it is the newest that was kept: of a
-        lane that diverged, that of the last round before.
-
-    Returns:
-      The network with its model.
+        `seed`, whatever the run varies, as `batch_size`. Without `round` it is the newest that was kept: of a lane that
+        diverged, that of the last round before.
 
     Raises:
       UsageError: none fits, or several do: says what there is.
@@ -97,14 +91,7 @@ def load(folder: str | pathlib.Path, **which: Any) -> Trained:
 
 
 def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
-    """Find all networks that were kept and fit.
-
-    Args:
-      folder: as of `load`.
-      **which: as of `load`.
-
-    Returns:
-      The row of `results.csv` by the path of the file, by setting, seed and round.
+    """Find all networks that were kept and fit, as of `load`: each file's row of `results.csv`, by lane and round.
 
     Raises:
       UsageError: there is no such folder, no network in it, or an unknown column.
@@ -116,7 +103,7 @@ def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
     paths = sorted(folder.rglob(f"*{SUFFIX}"))
     if not paths:
         raise UsageError(f"no network was kept in {folder}; name the folder of a run (see --keep_networks)")
-    rows = {path: _row(networks.read_note(path)) for path in paths}
+    rows = {path: results.parse(networks.read_note(path)["row"]) for path in paths}
     for name in which:
         check_choice("column", name, tuple(dict.fromkeys(name for row in rows.values() for name in row)))
     found = {path: row for path, row in rows.items() if all(_fits(row.get(k), v) for k, v in which.items())}
@@ -127,13 +114,7 @@ def select(folder: str | pathlib.Path, **which: Any) -> dict[pathlib.Path, Row]:
 
 
 def read(path: str | pathlib.Path) -> Trained:
-    """Load the network of a file, which may have been moved anywhere.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      The network with its model.
+    """Load the network of a file, which may have been moved anywhere, with its model.
 
     Raises:
       CheckpointError: there is none, or it is damaged.
@@ -143,15 +124,15 @@ def read(path: str | pathlib.Path) -> Trained:
     settings = Settings.from_json(note["settings"])
     model = _model(settings, tuple(note["inputs"]["shape"]), note["inputs"]["dtype"], note["num_classes"])
     found = networks.load(path, like=jax.eval_shape(model.init, jax.random.key(0)))
-    return Trained(path, _row(note), settings, note["num_samples"], model, found.params, found.batch_stats)
+    return Trained(
+        path, results.parse(note["row"]), settings, note["num_samples"], model, found.params, found.batch_stats
+    )
 
 
 def which(keep: str, groups: Sequence[sweeps.Group]) -> str:
-    """Decide which rounds' networks a run keeps: `all`, `last` or `none`.
+    """Decide which rounds' networks a run keeps, of all that it trains: `all`, `last` or `none`.
 
-    Args:
-      keep: the setting, `auto` too: then all of them up to `AUTO_BYTES`, else the last round's; the log says so.
-      groups: all that the run trains.
+    The setting `keep` may be `auto` too: then all of them up to `AUTO_BYTES`, else the last round's; the log says so.
     """
     phases = [group.phases for group in groups]
     total, last = (sum(_bytes(phase) for each in phases for phase in each[start:]) for start in (0, -1))
@@ -166,14 +147,8 @@ def which(keep: str, groups: Sequence[sweeps.Group]) -> str:
 def write(
     folder: pathlib.Path, member: Trial, finished: sweeps.Finished, rows: Sequence[Row], new: Sequence[Row]
 ) -> None:
-    """Write the networks of a group that has finished a round, a file for each lane that has not diverged.
-
-    Args:
-      folder: of the run.
-      member: of the grid.
-      finished: what the lanes report.
-      rows: of `results.csv`, one for each lane.
-      new: those of them whose networks are to be written.
+    """Write the networks of a group that has finished a round, a file for each lane that has not diverged, into a run's
+    folder: of the rows of `results.csv`, one for each lane, those of `new`.
 
     Raises:
       CheckpointError: one cannot be written; those before are as they were.
@@ -210,10 +185,6 @@ def _bytes(phase):
     network = jax.eval_shape(phase.engine.trainer.model.init, jax.random.key(0))
     each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(network))
     return len(phase.lanes.seed) * each
-
-
-def _row(note):
-    return results.parse(note["row"])
 
 
 def _fits(value, wanted):

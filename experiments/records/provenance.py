@@ -42,14 +42,7 @@ def deterministic() -> bool:
 
 
 def promise(config: Mapping[str, Any]) -> str:
-    """Return how the rows of a run compare with an uninterrupted run's.
-
-    Args:
-      config: of the run, with all its starts.
-
-    Returns:
-      "bit for bit", or "but for rounding" and why.
-    """
+    """Return how a run's rows compare with an uninterrupted run's: "bit for bit", or "but for rounding" and why."""
     starts = [config, *config["resumed"]]
     if not all(each.get("deterministic", True) for each in starts):
         cure = f"; XLA_FLAGS={SWITCH}=true from the beginning makes it bit for bit" * (jax.default_backend() == "gpu")

@@ -30,20 +30,16 @@ FLOATS = (
 SIMILARITIES = ("pearson", "cosine", "spearman", "distance")  # more columns, where an experiment measures them
 
 Row = dict[str, Any]
-_KINDS = {**dict.fromkeys(INTEGERS, int), **dict.fromkeys((*FLOATS, *SIMILARITIES), float), "converged": "true".__eq__}
+_KINDS = {
+    **dict.fromkeys((*INTEGERS, "epoch"), int), **dict.fromkeys((*FLOATS, *SIMILARITIES, "value"), float),
+    "converged": "true".__eq__,
+}  # fmt: skip
 
 
 def rows(experiment: str, member: Trial, varied: Sequence[str], finished: Finished) -> list[Row]:
-    """Return the rows of a group that has finished a round, values as text.
+    """Return the rows of a group that has finished a round, one for each lane, values as text.
 
-    Args:
-      experiment: its name.
-      member: of the grid.
-      varied: settings that differ between the members; those that are not columns already are added at the end.
-      finished: the results of the lanes.
-
-    Returns:
-      A row for each lane.
+    Settings that are `varied`, which differ between the members, are added at the end, unless they are columns already.
     """
     shared = _shared(experiment, member, varied)
     made = []
@@ -51,8 +47,7 @@ def rows(experiment: str, member: Trial, varied: Sequence[str], finished: Finish
         measures = {name: float(values[i]) for name, values in finished.measures.items()}
         row = shared | result._asdict() | {"converged": result.converged} | measures
         row["seconds"] = f"{result.seconds:.3f}"
-        columns = (*COLUMNS, *extra(varied), *measures)
-        made.append({name: text(row[name]) for name in columns})
+        made.append({name: text(row[name]) for name in _columns(COLUMNS, varied, measures)})
     return made
 
 
@@ -61,10 +56,9 @@ def curve_rows(
 ) -> list[Row]:
     """Return the rows of `curves.csv`; `found` are (seed, epoch, name, value) of one round."""
     shared = _shared(experiment, member, varied)
-    columns = (*CURVE_COLUMNS, *_identity(varied))
     names = ("seed", "epoch", "name", "value")
     made = (shared | {"round": round_} | dict(zip(names, each, strict=True)) for each in found)
-    return [{name: text(row[name]) for name in columns} for row in made]
+    return [{name: text(row[name]) for name in _columns(CURVE_COLUMNS, varied)} for row in made]
 
 
 def _shared(experiment, member, varied):
@@ -77,14 +71,9 @@ def is_lost(row: Row) -> bool:
     return row.get("stop_reason") == "nan" or not math.isfinite(row["validation_accuracy"])
 
 
-def extra(varied: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns that an experiment adds to `results.csv` for its varied settings."""
-    return tuple(name for name in varied if name not in COLUMNS)
-
-
-def _identity(varied):
-    """Return the columns that an experiment adds to `curves.csv`."""
-    return tuple(name for name in varied if name not in CURVE_COLUMNS)
+def _columns(own, varied, measures=()):
+    """Return the columns of a table: its own, the varied settings that are not among them, further measures."""
+    return tuple(dict.fromkeys((*own, *varied, *measures)))
 
 
 class Sound(NamedTuple):
@@ -136,12 +125,12 @@ class Table:
         cls, path: pathlib.Path, varied: Sequence[str], measures: Sequence[str], sound: Sound = NOTHING
     ) -> "Table":
         """Open `results.csv` of an experiment."""
-        return cls(path, (*COLUMNS, *extra(varied), *measures), (*MEASURED, *measures), sound)
+        return cls(path, _columns(COLUMNS, varied, measures), (*MEASURED, *measures), sound)
 
     @classmethod
     def curves(cls, path: pathlib.Path, varied: Sequence[str], sound: Sound = NOTHING) -> "Table":
         """Open `curves.csv` of an experiment."""
-        return cls(path, (*CURVE_COLUMNS, *_identity(varied)), ("value",), sound)
+        return cls(path, _columns(CURVE_COLUMNS, varied), ("value",), sound)
 
     @property
     def sound(self) -> Sound:
@@ -153,10 +142,7 @@ class Table:
         return [row for row in rows if self._key_of(row) not in self._written]
 
     def append(self, new: Sequence[Row]) -> list[Row]:
-        """Append the rows that the file does not hold yet, all or none, and wait until they are on the disk.
-
-        Returns:
-          Those rows.
+        """Append the rows that the file does not hold yet, all or none, wait until they are on the disk; return them.
 
         Raises:
           UsageError: they cannot be written.
@@ -216,7 +202,7 @@ def read(path: pathlib.Path) -> list[Row]:
     Raises:
       UsageError: no such file, or not one of these.
     """
-    return _read(path, INTEGERS, FLOATS, lambda row: {"converged": row["converged"] == "true"})
+    return _read(path, (*INTEGERS, *FLOATS, "converged"))
 
 
 def seconds(rows: Sequence[Row]) -> float:
@@ -232,7 +218,7 @@ def read_curves(path: pathlib.Path) -> list[Row]:
     Raises:
       UsageError: it is damaged.
     """
-    return _read(path, ("seed", "round", "epoch"), ("value",), lambda row: {}) if path.is_file() else []
+    return _read(path, ("seed", "round", "epoch", "value")) if path.is_file() else []
 
 
 def parse(row: Row) -> Row:
@@ -244,16 +230,15 @@ def parse(row: Row) -> Row:
     return {name: _KINDS.get(name, str)(value) for name, value in row.items()}
 
 
-def _read(path, integers, floats, more):
+def _read(path, numbers):
     if not path.is_file():
         raise UsageError(f"there is no {path}: name a folder that experiments.run has written to")
     text = path.read_text(encoding="utf-8")
     found = []
     for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
         try:
-            numbers = {name: int(row[name]) for name in integers} | {name: float(row[name]) for name in floats}
-            measures = {name: float(row[name]) for name in SIMILARITIES if name in row}
-            found.append(row | numbers | measures | more(row))
+            measured = (*numbers, *(name for name in SIMILARITIES if name in row))
+            found.append(row | {name: _KINDS[name](row[name]) for name in measured})
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is damaged in row {len(found) + 1} ({error}); restore it from a copy") from None
     return found

@@ -42,17 +42,10 @@ def side_by_side(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def write_config(folder: pathlib.Path, facts: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the folder and write all facts of a run, its versions and device into its `config.json`.
+    """Make the folder, write all facts of a run, its versions and device into its `config.json`, and return them.
 
-    The command and versions of a resumed run are added to those that began it.
-
-    Args:
-      folder: of the run.
-      facts: experiment, settings, rounds, how many samples its data sets have; what `read_config` reads.
-      start: of this process, see `provenance.start`.
-
-    Returns:
-      What was written.
+    `facts` are the experiment, settings, rounds, how many samples its data sets have; what `read_config` reads. `start`
+    is of this process (`provenance.start`): a resumed run's command and versions are added to those that began it.
 
     Raises:
       UsageError: the folder holds a run of data sets of other sizes, or cannot be written.
@@ -113,11 +106,8 @@ def _checksum(config):
 
 @contextlib.contextmanager
 def lock(base: pathlib.Path, resume: bool) -> Iterator[None]:
-    """Make a folder and lock it against other runs; the lock ends with the process.
-
-    Args:
-      base: of one run, or of several experiments.
-      resume: whether it may hold a run.
+    """Make a folder, of one run or of several experiments, and lock it against other runs; the lock ends with the
+    process. Where `resume` is set it may hold a run.
 
     Raises:
       UsageError: another process has the folder, or it cannot be written.

@@ -90,7 +90,6 @@ def _rows(path):
 
 
 def _scalar(tag, value, step):
-
     summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
     return Event(wall_time=time.time(), step=step, summary=summary)
 

@@ -7,27 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.records.results import Row
-from experiments.reporting import summary
+from experiments.reporting import summary, verdicts
 from experiments.reporting.paired import difference, gaps, pair, rises, times
 from experiments.reporting.summary import TASK, Line, Plan, baseline, by_line, label, last_round
-from experiments.reporting.verdicts import (
-    CONTRADICTED,
-    COST_MARGIN,
-    HOLDS,
-    LOG_MARGIN,
-    MARGIN,
-    UNDECIDED,
-    Finding,
-    Tested,
-    both,
-    decide,
-    each,
-    either,
-    exceeds,
-    opposite,
-    together,
-    within,
-)
+from experiments.reporting.verdicts import HOLDS, MARGIN, UNDECIDED, Finding, Tested, decide, each, exceeds, together
 
 FEW_EPOCHS = 25  # of a first phase (claim 4)
 FIRST_EPOCHS = 5  # of a second phase (claim 8)
@@ -51,12 +34,9 @@ def check(
     *,
     whole: bool = True,
 ) -> list[tuple[int, Finding]]:
-    """Run every test of these claims; a claim whose data are missing is undecided.
+    """Run every test of the claims of these numbers; a claim whose data are missing is undecided.
 
     Args:
-      numbers: of the claims.
-      rows: of `results.csv`.
-      curves: of `curves.csv`.
       planned: how many rounds each line will have. A lane is left out that has fewer, lacks a round, or ended by NaN.
       whole: False where a run has fewer rounds than the experiment, which cannot test the claims.
 
@@ -98,7 +78,7 @@ def _non_convex(rows, _):
         damaged = exceeds(gap.points, MARGIN)
         convex = dict(line.variant).get("model", rows[0]["model"]) == "logistic"
         words = f"{gap}, {'no more' if convex else 'more'} than {MARGIN:g}?"
-        tests.append(Tested(f"{name} minus warm start", words, opposite(damaged) if convex else damaged))
+        tests.append(Tested(f"{name} minus warm start", words, verdicts.opposite(damaged) if convex else damaged))
     return each(tests)
 
 
@@ -123,9 +103,11 @@ def _hyperparameters(rows, _):
             continue
         best = max(goals, key=lambda n: np.mean([row["validation_accuracy"] for row in last_round(lines[n])]))
         compared = pair(found, lines[best])
-        matches, cheaper = exceeds(compared.points, -MARGIN), exceeds(-compared.last_costs, LOG_MARGIN)
+        matches, cheaper = exceeds(compared.points, -MARGIN), exceeds(-compared.last_costs, verdicts.LOG_MARGIN)
         figures = f"{compared} at {times(compared.last_costs)} its cost"
-        tests.append(Tested(label(line), figures, either(opposite(matches), opposite(cheaper))))
+        tests.append(
+            Tested(label(line), figures, verdicts.either(verdicts.opposite(matches), verdicts.opposite(cheaper)))
+        )
         matching.append(Tested(label(line), figures, matches))
     what = f"warm start below the best random init by more than {MARGIN:g} point, or no cheaper in the second phase"
     return _with_instance(together(tests, what), matching, "shown to match it")
@@ -160,9 +142,9 @@ def _noise(rows, _):
     """Test claim 6: below random init by more than the margin, or no cheaper, at every σ; one at least is below."""
     tests, short = [], []
     for line, compared in _against(rows, "noise_only", "random_init", lambda line: float(line.cell.noise_scale) > 0):
-        below, cheaper = exceeds(-compared.points, MARGIN), exceeds(-compared.last_costs, LOG_MARGIN)
+        below, cheaper = exceeds(-compared.points, MARGIN), exceeds(-compared.last_costs, verdicts.LOG_MARGIN)
         figures = f"{compared} at {times(compared.last_costs)} its cost"
-        tests.append(Tested(f"σ={line.cell.noise_scale}", figures, either(below, opposite(cheaper))))
+        tests.append(Tested(f"σ={line.cell.noise_scale}", figures, verdicts.either(below, verdicts.opposite(cheaper))))
         short.append(Tested(f"σ={line.cell.noise_scale}", figures, below))
     what = f"noise alone below random init by more than {MARGIN:g} point, or no cheaper"
     return _with_instance(together(tests, what), short, "shown to be below it")
@@ -191,10 +173,10 @@ def _balance(_, curves):
         if seeds:
             two = [np.array([found[seed] for seed in seeds]) for found in (ratios[other], shrunk)]
             words = f"{times(two[0])} warm start, {times(two[1])} here ({len(seeds)} seeds)"
-            nearer = exceeds(np.abs(two[0]) - np.abs(two[1]), LOG_MARGIN)
+            nearer = exceeds(np.abs(two[0]) - np.abs(two[1]), verdicts.LOG_MARGIN)
             tests.append(Tested(label(line), words, nearer))
     what = f"new over old in the first {FIRST_EPOCHS} epochs nearer to 1 than after the warm start by more than"
-    return together(tests, f"{what} {100 * COST_MARGIN:g} %")
+    return together(tests, f"{what} {100 * verdicts.COST_MARGIN:g} %")
 
 
 def _norm_ratios(curves):
@@ -215,11 +197,11 @@ def _matches(rows, _):
     """Test claim 9: no more than the margin below random init, and cheaper, in half of the settings, two at least."""
     tests = []
     for line, compared in _against(rows, "shrink_perturb", "random_init", lambda line: 0 < float(line.cell.shrink) < 1):
-        good = both(exceeds(compared.points, -MARGIN), exceeds(-compared.costs, LOG_MARGIN))
+        good = verdicts.both(exceeds(compared.points, -MARGIN), exceeds(-compared.costs, verdicts.LOG_MARGIN))
         tests.append(Tested(label(line), f"{compared} at {times(compared.costs)} its cost", good))
 
     def judge(shown, opposed, total):
-        return HOLDS if shown >= max(2, total / 2) else CONTRADICTED if opposed > total / 2 else UNDECIDED
+        return HOLDS if shown >= max(2, total / 2) else verdicts.CONTRADICTED if opposed > total / 2 else UNDECIDED
 
     enough = "half of the settings are enough, two at least"
     return together(tests, f"no more than {MARGIN:g} point below random init at less cost ({enough})", judge)
@@ -238,12 +220,12 @@ def _shrunk(rows, _):
             compared = pair(found[shrink], found[1.0])
             tests.append(Tested(f"λ={shrink:g}", str(compared), exceeds(compared.points, -MARGIN)))
             of.append(variant)
-    findings, verdicts = [], decide(tests)  # of all networks: they are corrected together
+    findings, decided = [], decide(tests)  # of all networks: they are corrected together
     for variant in dict.fromkeys(of):
         own = [i for i, each_ in enumerate(of) if each_ == variant]
         name = ", ".join(value if key == "model" else f"{key} {value}" for key, value in variant)
         what = f"{name}, no more than {MARGIN:g} point below λ=1"
-        findings += together([tests[i] for i in own], what, verdicts=[verdicts[i] for i in own])
+        findings += together([tests[i] for i in own], what, verdicts=[decided[i] for i in own])
     return findings
 
 
@@ -254,7 +236,9 @@ def _pretrained(rows, _):
     for line in found[0].keys() & found[1].keys():
         compared = [pairs[line] for pairs in found]
         worst = min(compared, key=lambda gap: gap.points.mean() if len(gap.points) else -np.inf)
-        tests.append(Tested(label(line), str(worst), both(*(exceeds(gap.points, -MARGIN) for gap in compared))))
+        tests.append(
+            Tested(label(line), str(worst), verdicts.both(*(exceeds(gap.points, -MARGIN) for gap in compared)))
+        )
     tests.sort(key=lambda test: test.name)
     return together(tests, f"no more than {MARGIN:g} point below warm start and random init, whichever is better")
 
@@ -279,7 +263,7 @@ def _forgotten(rows, _):
             for row in found:
                 points[row["seed"]][line] = row["pearson"], 100 * row["validation_accuracy"]
         falls, convex = -rises(points), own[0]["model"] == "logistic"
-        evidence = within(falls, MARGIN) if convex else exceeds(falls, MARGIN)
+        evidence = verdicts.within(falls, MARGIN) if convex else exceeds(falls, MARGIN)
         words = f"accuracy falls by {difference(falls)} from the least to the most correlated with its start"
         expected = f"within ±{MARGIN:g}?" if convex else f"by more than {MARGIN:g}?"
         tests += [Tested(task, f"{words}, {expected}", evidence)] if len(falls) else []

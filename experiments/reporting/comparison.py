@@ -43,16 +43,10 @@ class Compared(NamedTuple):
 def compare(
     experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None
 ) -> tuple[list[Compared], bool]:
-    """Return every number that the paper prints for an experiment, with ours.
+    """Return each number that the paper prints for an experiment, with ours, and whether ours are of the paper's tasks.
 
-    Args:
-      experiment: its name.
-      rows: of a run, maybe a partial one.
-      planned: how many rounds each line will have; one that has fewer is not compared.
-
-    Returns:
-      The numbers, and whether data set, model and optimiser are the paper's. Where they are not (a quick preset), ours
-      are matched by all other settings, and a difference means nothing.
+    Where data set, model and optimiser are not the paper's (a quick preset), ours are matched by all other settings,
+    and a difference means nothing. A line that has fewer rounds than are planned, of a partial run, is not compared.
     """
     numbers = paper_numbers.numbers(experiment)
     same = any(all(row[name] == n.where.get(name, row[name]) for name in TASK) for n in numbers for row in rows)
@@ -94,11 +88,8 @@ def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | N
 
 
 def count(compared: Sequence[Compared]) -> str:
-    """Say in two sentences how many of the numbers that the paper prints have ours beside them, and how many are near.
-
-    Args:
-      compared: numbers of the paper that have ours beside them, of all runs; the same one may come more than once.
-    """
+    """Say in two sentences how many of the numbers that the paper prints have ours beside them (those compared, of all
+    runs; the same one may come more than once), and how many are near."""
     numbers = {_key(each.number) for each in compared}
     printed = {_key(number) for name in registry.NAMES for number in paper_numbers.numbers(name)}
     errors = [abs(each.errors) for each in compared if not np.isnan(each.errors)]

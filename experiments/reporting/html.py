@@ -55,23 +55,24 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
   figure img { max-width: 100%; }
 }
 """
+_TAGS = {
+    "table_open": '<div class="scroll" tabindex="0"><table>\n',
+    "table_close": "</table></div>\n",
+    "th_open": '<th scope="col">',
+}
 _UNBROKEN = re.compile(r"(?<=\d) (?=[±%])|(?<=±) (?=\d)")  # the spaces in 39.0 ± 0.2 %
 
 
 def render(text: str, title: str, figures: Mapping[str, pathlib.Path] | None = None) -> str:
-    """Render a report; raw HTML and links in it stay text, and only its own figures become images.
+    """Render a report as a page; raw HTML and links in it stay text, and only its own figures become images.
 
-    Args:
-      text: Markdown: headings, paragraphs, lists, tables, and a figure in a paragraph of its own.
-      title: of the page.
-      figures: the PNG, with an SVG beside it, of each figure that the text names.
-
-    Returns:
-      The page.
+    The text is Markdown: headings, paragraphs, lists, tables, and a figure in a paragraph of its own. `figures` are the
+    PNG, with an SVG beside it, of each figure that the text names.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
-    for name, rule in (("image", _image), ("table_open", _table), ("table_close", _end), ("th_open", _head)):
-        markdown.add_render_rule(name, rule)
+    markdown.add_render_rule("image", _image)
+    for name, tag in _TAGS.items():
+        markdown.add_render_rule(name, lambda *_, tag=tag: tag)
     tokens = markdown.parse(_UNBROKEN.sub("\N{NO-BREAK SPACE}", text))
     for i, token in enumerate(tokens):
         if [child.type for child in token.children or ()] == ["image"]:
@@ -89,15 +90,3 @@ def _image(renderer, tokens, i, options, env):
     data = base64.b64encode(path.with_suffix(".svg").read_bytes()).decode()
     picture = f'<img src="data:image/svg+xml;base64,{data}" alt="{caption}">'
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{caption}</figcaption></figure>\n'
-
-
-def _table(*_):
-    return '<div class="scroll" tabindex="0"><table>\n'
-
-
-def _end(*_):
-    return "</table></div>\n"
-
-
-def _head(*_):
-    return '<th scope="col">'

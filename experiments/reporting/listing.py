@@ -46,12 +46,9 @@ def _whole(experiment: Experiment) -> str:
     """Return the size of the paper's full setting, and the paper's minutes."""
     grid = resolve(experiment.presets["paper"], {})
     members = grid.members()
-    plans = [experiment.schedule(m.settings, m.cell, _num_train)[: m.settings.rounds] for m in members]
+    num_train = {name: arrival.num_training(count) for name, count in SAMPLES.items()}.__getitem__
+    plans = [experiment.schedule(m.settings, m.cell, num_train)[: m.settings.rounds] for m in members]
     models, datasets = ("/".join(grid.values(field)) for field in ("model", "dataset"))
     size = f"{len(members)} x {grid.base.seeds} x {max(map(len, plans))}, {models} on {datasets}"
     minutes = paper_numbers.minutes(experiment.name)
     return size + (f"; {min(minutes):.0f} to {max(minutes):.0f} min a cell" if minutes else "")
-
-
-def _num_train(name):
-    return arrival.num_training(SAMPLES[name])

@@ -8,16 +8,15 @@ from experiments.reporting import claims, comparison, summary, verdicts
 from experiments.reporting.loaded_run import LoadedRun
 from experiments.reporting.run_report import check_claims
 
+# What a run may have otherwise than the paper's preset without its being said.
+FREE = (
+    "dataset", "model", "optimizer", "seeds", "restart", "pairs", "shrink", "noise_scale", "curves", "keep_networks",
+)  # fmt: skip
+
 
 def text(runs: Sequence[LoadedRun]) -> str:
-    """Return all claims and all of the paper's numbers over several runs, as Markdown.
-
-    Args:
-      runs: of one experiment each.
-
-    Returns:
-      The text: a checklist of the claims, the paper's numbers beside ours, every test of every claim.
-    """
+    """Return all claims and all of the paper's numbers over several runs, as Markdown: a checklist of the claims, the
+    paper's numbers beside ours, every test of every claim."""
     tested, compared, numbers = [], [], [("run", *comparison.HEADER, "setting")]
     for run in runs:
         tested += [(number, run.folder.name, finding) for number, finding in check_claims(run)]
@@ -63,20 +62,8 @@ def _checklist(tested):
 def _setting(run):
     """Return where the settings of a run are not the paper preset's."""
     grid, paper = run.grid, resolve(run.experiment.presets["paper"], {})
-    free = (
-        "dataset",
-        "model",
-        "optimizer",
-        "seeds",
-        "restart",
-        "pairs",
-        "shrink",
-        "noise_scale",
-        "curves",
-        "keep_networks",
-    )
     resnet = "resnet18" in grid.values("model")
-    names = [name for name in FIELDS if name not in free and (resnet or name not in ("width", "stage_sizes"))]
+    names = [name for name in FIELDS if name not in FREE and (resnet or name not in ("width", "stage_sizes"))]
     words = [
         f"{name}={several(grid.values(name))}" for name in names if not {*grid.values(name)} <= {*paper.values(name)}
     ]

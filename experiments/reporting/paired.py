@@ -46,16 +46,7 @@ def pair(one: Sequence[Row], two: Sequence[Row]) -> Paired:
 
 
 def gaps(fresh: Sequence[Row], warm: Sequence[Row], over: str) -> dict[int, dict[int, tuple[float, float]]]:
-    """Pair the rows of random init and warm start.
-
-    Args:
-      fresh: rows of random init.
-      warm: rows of the warm start.
-      over: a column, which becomes x.
-
-    Returns:
-      By seed and x: x, and random init minus warm start in points of accuracy.
-    """
+    """Return by seed and x, the column `over`: x, and random init minus warm start in points of accuracy."""
     reference = {(row["seed"], row["round"]): row["validation_accuracy"] for row in fresh}
     found = defaultdict(dict)
     for row in warm:
@@ -67,13 +58,9 @@ def gaps(fresh: Sequence[Row], warm: Sequence[Row], over: str) -> dict[int, dict
 
 
 def rises(points: Mapping[int, Mapping[Hashable, tuple[float, float]]]) -> np.ndarray:
-    """Measure how far y rises over the range of x: the median slope (Theil and Sen) of each seed, times that range.
+    """Measure how far y rises over the range of x: each seed's median slope (Theil and Sen), times that range; [seeds].
 
-    Args:
-      points: by seed and name, x and y. A seed that lacks a point which others have is left out.
-
-    Returns:
-      The rise of each seed, [seeds]; empty where there are too few points.
+    `points` are x and y by seed and name. A seed that lacks a point of the others', or has too few, is left out.
     """
     names = {name for its in points.values() for name in its}
     made = []

@@ -14,13 +14,7 @@ from sp_jax.storage.atomic import write_whole
 
 
 def write(folder: pathlib.Path) -> str:
-    """Write `report.md`, the same as `report.html`, and `figures/` from a run's `config.json` and `results.csv`.
-
-    Args:
-      folder: of one experiment.
-
-    Returns:
-      The table, as Markdown.
+    """Write `report.md`, the same as `report.html`, and `figures/` from the files of one experiment; return the table.
 
     Raises:
       UsageError: the folder holds no run, or a damaged one.

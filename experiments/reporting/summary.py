@@ -81,21 +81,15 @@ def by_line(rows: Sequence[Row]) -> dict[Line, list[Row]]:
     names, lines = varied(rows), {}
     for row in rows:
         variant = tuple((name, text(row[name])) for name in names)
-        lines.setdefault(Line(variant, RestartSetting(row["restart"], row["shrink"], row["noise_scale"])), []).append(
-            row
-        )
+        cell = RestartSetting(row["restart"], row["shrink"], row["noise_scale"])
+        lines.setdefault(Line(variant, cell), []).append(row)
     return lines
 
 
 def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]:
-    """Leave out the lanes that ended by NaN.
+    """Return the rows without those of lanes that ended a round by NaN, by the rows of `results.csv`.
 
-    Args:
-      rows: of `results.csv`.
-      wanted: rows of the same lanes, as of `curves.csv`; by default those of `results.csv`.
-
-    Returns:
-      The wanted rows of lanes that ended no round by NaN.
+    `wanted` are rows of the same lanes, as of `curves.csv`; by default those of `results.csv`.
     """
     wanted = rows if wanted is None else wanted
     if not wanted or not rows:
@@ -118,9 +112,7 @@ def complete(rows: Sequence[Row], rounds: int) -> list[Row]:
 def trained(accuracies: Sequence[float], converged: Sequence[bool]) -> list[bool]:
     """Return which lines learned their samples: all that converged, and others not far below the worst of these.
 
-    Args:
-      accuracies: of each line, per cent.
-      converged: whether all its lanes reached the training accuracy in all rounds.
+    A line has converged where all its lanes reached the training accuracy in all rounds; accuracies are per cent.
     """
     least = min((a for a, c in zip(accuracies, converged, strict=True) if c), default=0) - FAR_BELOW
     return [c or a >= least for a, c in zip(accuracies, converged, strict=True)]
@@ -159,15 +151,10 @@ def label(line: Line, without: Sequence[str] = ()) -> str:
 
 
 def summarize(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> list[LineSummary]:
-    """Make one summary for each line.
+    """Make one summary for each line of a run, maybe a partial one, in the order of the lines.
 
-    Args:
-      rows: of a run, maybe a partial one.
-      planned: how many rounds each line will have. Costs of finished lines are compared over all rounds, else over
-        the rounds that both have.
-
-    Returns:
-      The summaries, in the order of the lines.
+    Where it is `planned` how many rounds each line will have, costs of finished lines are compared over all rounds,
+    else over the rounds that both have.
     """
     lines, planned = by_line(rows), planned or {}
     made = []
@@ -188,13 +175,9 @@ def summarize(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -
 def table(rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> str:
     """Format the summaries as a Markdown table, costs also as a ratio to random init where that was run.
 
-    Args:
-      rows: of a run, maybe a partial one.
-      planned: how many rounds each line will have; one that has fewer is marked with its newest round.
-
-    Returns:
-      The table, and below it the meaning of ±, and one sentence each on the lanes that ended below --train_accuracy
-      and on those that ended by NaN, if there are any.
+    A line that has fewer rounds than are `planned` is marked with its newest round. Below the table stand the meaning
+    of ±, and, if there are any, a sentence on lanes that ended below --train_accuracy and one on those that ended by
+    NaN.
     """
     summaries = summarize(rows, planned)
     names = varied(rows)

@@ -50,15 +50,8 @@ class Tested(NamedTuple):
 
 
 def exceeds(values: Sequence[float], threshold: float) -> Evidence:
-    """Test whether a mean over the seeds is above a threshold: one-sided t-tests, in both directions.
-
-    Args:
-      values: one of each seed.
-      threshold: to compare the mean with.
-
-    Returns:
-      The p-values of above and of below.
-    """
+    """Test whether a mean over the seeds, of which `values` has one each, is above a threshold: one-sided t-tests, in
+    both directions; the p-values of above and of below."""
     values = np.asarray(values, float) - threshold
     if len(values) < MIN_SEEDS or not np.isfinite(values).all():
         return Evidence()
@@ -127,7 +120,6 @@ def together(
     """Return one finding over all settings; none where there is no setting.
 
     Args:
-      tests: in each setting.
       what: the statement, in words.
       judge: the verdict from how many settings are shown, how many are shown otherwise, and how many there are.
       verdicts: in each setting, where they were corrected together with others.

@@ -140,10 +140,8 @@ def lane_bytes(made: training.Trainer) -> int:
 
 def _values(settings, at_work):
     """Return names and values of the settings that are at work there."""
-    found = (
-        field for field in dataclasses.fields(settings) if field.metadata.get("at_work", fields.COMPILED) == at_work
-    )
-    return tuple((field.name, getattr(settings, field.name)) for field in found)
+    where = {field.name: field.metadata.get("at_work", fields.COMPILED) for field in dataclasses.fields(settings)}
+    return tuple((name, getattr(settings, name)) for name in where if where[name] == at_work)
 
 
 def static(settings: Settings) -> tuple[tuple[str, Any], ...]:

@@ -44,16 +44,9 @@ class Work(NamedTuple):
 def measure(
     engine: sweeps.Engine, phase: sweeps.RoundPlan, num_visible: int, clock: Callable = time.monotonic
 ) -> Speed:
-    """Compile the training program and train some epochs, on all devices.
+    """Compile an engine's training program and train some epochs of a phase, on all devices; the clock has seconds.
 
-    Args:
-      engine: of one static configuration.
-      phase: one that it trains.
-      num_visible: samples of a usual epoch; slow programs are measured on fewer.
-      clock: seconds.
-
-    Returns:
-      Its `Speed`.
+    `num_visible` are the samples of a usual epoch; slow programs are measured on fewer.
     """
     count = min(engine.num_lanes, engine.mesh.shape[LANES] * engine.side_by_side)
     lanes = jax.tree.map(lambda x: x[:count], pad(phase.lanes, max(count, len(phase.lanes.seed))))
@@ -86,16 +79,9 @@ def work(
     *,
     alone: bool = False,
 ) -> list[Work]:
-    """Return the work that is still to be done.
+    """Return the lanes of each round, still to be done, that train together; what several groups share counts once.
 
-    Args:
-      plan: the phases of each member of the grid.
-      groups: the same, as lanes.
-      done: how many rounds of each group are finished; none for a group that is missing.
-      alone: whether each group trains by itself.
-
-    Returns:
-      The lanes of each round that train together; a round that several groups share counts once.
+    `done` are the finished rounds of each group, by default none; `alone` says whether each trains by itself.
     """
     past, counted, pools = sweeps.histories(groups), set(), Counter()
     for (member, phases), group in zip(plan.items(), groups, strict=True):

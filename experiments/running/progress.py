@@ -21,11 +21,8 @@ class Reporter:
     ):
         """Store the groups; write nothing yet.
 
-        Args:
-          done: how many rounds each group has finished before.
-          visible: how many samples have arrived in each round of each group.
-          labels: of the groups, for display.
-          stream: default standard error.
+        By name `done` has how many rounds each group has finished before, `visible` how many samples have arrived in
+        each of its rounds, `labels` what to call it. The stream is by default standard error.
         """
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()

@@ -17,12 +17,7 @@ class Recorder:
     """Collects the measurements of a job and writes `results.csv`, `curves.csv` and the networks."""
 
     def __init__(self, plan: RunPlan, board: Callable[..., Any] | None = None):
-        """Store the plan; write nothing yet.
-
-        Args:
-          plan: of the run.
-          board: `experiments.records.tensorboard.Board` where it is requested.
-        """
+        """Store the plan and, if requested, the `Board` of `experiments.records.tensorboard`; write nothing yet."""
         job = plan.job
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves
@@ -36,8 +31,7 @@ class Recorder:
     def open(self, note: Mapping[str, Any]) -> None:
         """Open the tables as they were when the note was made; only the host that writes calls it.
 
-        Args:
-          note: the result of `note` in the checkpoint that the run resumes from; empty at its beginning.
+        The note is the result of `note` in the checkpoint that the run resumes from; empty at its beginning.
 
         Raises:
           UsageError: a table is not what was written then, or cannot be written.

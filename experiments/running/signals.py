@@ -47,12 +47,9 @@ class Stop:
 
 
 def command(base: pathlib.Path, names: Sequence[str], defined: Iterable[flags.Flag]) -> str:
-    """Return the command that resumes a run.
+    """Return the command that resumes a run of these experiments in its folder, `base`.
 
-    Args:
-      base: its folder.
-      names: of its experiments.
-      defined: the flags of the binary; those of the process, which no config.json keeps, are given again.
+    Of the flags that the binary defines those of the process, which no config.json keeps, are given again.
     """
     several = [f"--experiment={','.join(names)}"] if len(names) > 1 else []
     given = [flag.serialize() for flag in defined if flag.name not in KEPT and flag.value != flag.default]

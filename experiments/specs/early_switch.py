@@ -6,9 +6,6 @@ cost.
 
 Quick: `mixture`, MLP, Adam, switches after 5, 10, …, 50 epochs, five seeds; 23 s. Expect: random init 62.7 %; on these
 easy data the damage comes late: none until epoch 30, 2 points at epoch 50. (With SGD 0.1 all lies within a point.)
-
-    python -m experiments.run --experiment=early_switch
-    python -m experiments.run --experiment=early_switch --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -24,10 +21,7 @@ EXPERIMENT = Experiment(
     paper="Figure 4",
     summary="a checkpoint of the first phase every five epochs, each used as a warm start",
     schedule=schedules.two_phase,
-    presets={
-        "quick": {"vary": _switches(50)},
-        "paper": {**presets.RESNET_SGD, "vary": _switches(350)},
-    },
+    presets={"quick": {"vary": _switches(50)}, "paper": {**presets.RESNET_SGD, "vary": _switches(350)}},
     figures=(("early_switch", {}),),
     over=("first_epochs",),
     claims=(4,),

@@ -5,9 +5,6 @@ here). It does not name the optimiser: `paper` takes Section 3's SGD 0.001.
 
 Quick: `mixture`, MLP 100-100 tanh, Adam, 100 + 100 epochs, 3 seeds; 15 s. Expect: both reach 100 % training accuracy,
 the warm start ends at 59.2 % validation accuracy, random init at 62.0 %.
-
-    python -m experiments.run --experiment=figure1
-    python -m experiments.run --experiment=figure1 --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -19,9 +16,8 @@ EXPERIMENT = Experiment(
     summary="half the data then all, for exactly so many epochs, against all from the start; curves",
     schedule=schedules.long_run,
     presets={
-        "quick": {"epochs": 100, "seeds": 3, "curves": True, "restart": ("warm_start", "random_init")},
-        "paper": {**presets.RESNET_SGD, "epochs": 350, "curves": True, "restart": ("warm_start", "random_init")},
+        "quick": {**presets.BASELINES, "epochs": 100, "seeds": 3, "curves": True},
+        "paper": {**presets.RESNET_SGD, **presets.BASELINES, "epochs": 350, "curves": True},
     },
     figures=(("learning_curves", {}),),
-    claims=(),
 )

@@ -4,9 +4,6 @@ The paper: CIFAR-10, ResNet-18, the first phase on the indicated fraction. `pape
 
 Quick: `mixture`, MLP, Adam, fractions 0.1 to 0.9, five seeds; 20 s. Expect: random init 62.7 %, the warm start
 59.3 % to 61.8 %, best at either end.
-
-    python -m experiments.run --experiment=first_fraction
-    python -m experiments.run --experiment=first_fraction --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -19,10 +16,7 @@ EXPERIMENT = Experiment(
     paper="Figure 10",
     summary="the gap over the fraction of the data that the first phase has",
     schedule=schedules.two_phase,
-    presets={
-        "quick": {"vary": VARY},
-        "paper": {**presets.RESNET_SGD, "vary": VARY},
-    },
+    presets={"quick": {"vary": VARY}, "paper": {**presets.RESNET_SGD, "vary": VARY}},
     figures=(("against", {"x": "first_fraction"}),),
     over=("first_fraction",),
     claims=(12,),

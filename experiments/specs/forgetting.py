@@ -5,13 +5,12 @@ start, ResNet-18 and logistic regression. Cosine, Spearman and distance are comp
 
 Quick: `textures`, a ResNet of two blocks and logistic regression, rates {0.03, 0.1, 0.3} in each phase, 60 epochs at
 most, 3 seeds; minutes. Expect: see `experiments/results/forgetting_quick`.
-
-    python -m experiments.run --experiment=forgetting
-    python -m experiments.run --experiment=forgetting --preset=paper
 """
 
 from experiments.specs import presets, schedules
 from experiments.specs.base import Experiment
+
+SIMILARITIES = ("pearson", "cosine", "spearman", "distance")
 
 
 def _grid(sizes, rates):
@@ -25,16 +24,10 @@ EXPERIMENT = Experiment(
     summary="correlation of a warm-started solution with its start over hyperparameters; ResNet and logistic",
     schedule=schedules.two_phase,
     presets={
-        "quick": {
-            **presets.QUICK_RESNET,
-            "max_epochs": 60,
-            "vary": _grid((32,), (0.03, 0.1, 0.3)),
-        },
+        "quick": {**presets.QUICK_RESNET, "max_epochs": 60, "vary": _grid((32,), (0.03, 0.1, 0.3))},
         "paper": {**presets.RESNET_SGD, "seeds": 3, "vary": _grid(presets.BATCH_SIZES, presets.LEARNING_RATES)},
     },
-    figures=tuple(
-        ("scatter", {"x": name, "panels": "model"}) for name in ("pearson", "cosine", "spearman", "distance")
-    ),
+    figures=tuple(("scatter", {"x": name, "panels": "model"}) for name in SIMILARITIES),
     claims=(13,),
     similarity=True,
 )

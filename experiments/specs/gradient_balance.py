@@ -6,9 +6,6 @@ batch norm of the gradient is ours: the mean over ten batches of each half after
 Quick: `textures`, a ResNet of two blocks, width 8, SGD 0.03, λ = 0.3, σ = 0.01, 3 seeds; about a minute. Expect: at
 the start of the second phase new data's gradients are 1.5 times those of old data, after shrink-perturb about the
 same.
-
-    python -m experiments.run --experiment=gradient_balance
-    python -m experiments.run --experiment=gradient_balance --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -22,12 +19,7 @@ EXPERIMENT = Experiment(
     summary="gradient norms of the old and the new half in the second phase, warm start against shrink-perturb",
     schedule=schedules.two_phase,
     presets={
-        "quick": {
-            **presets.QUICK_RESNET,
-            **RESTARTS,
-            "learning_rate": 0.03,
-            "max_epochs": 60,
-        },
+        "quick": {**presets.QUICK_RESNET, **RESTARTS, "learning_rate": 0.03, "max_epochs": 60},
         "paper": {**presets.RESNET_SGD, **RESTARTS},
     },
     figures=(("gradient_norms", {}),),

@@ -5,9 +5,6 @@ The paper: CIFAR-10, ResNet-18, SGD, batch sizes {16, 32, 64, 128} x learning ra
 
 Quick: `mixture`, MLP, batch sizes {32, 128} x rates {0.03, 0.1, 0.3}: 36 warm, 6 random, 3 seeds; 35 s. Expect: the
 best random init 61.5 %; no warm setting is shown to match it (the best 60.1 %).
-
-    python -m experiments.run --experiment=hyperparameters
-    python -m experiments.run --experiment=hyperparameters --preset=paper
 """
 
 from experiments.specs import presets, schedules

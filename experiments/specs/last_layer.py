@@ -5,9 +5,6 @@ on all data; LL+WS: then everything is trained. BatchNorm's statistics are reset
 
 Quick: `mixture`, MLP, SGD 0.1, 300 epochs at most, 3 seeds; 13 s. Expect: LL 50.5 %, LL+WS 58.4 %, WS 57.3 %, RI 61.3
 %.
-
-    python -m experiments.run --experiment=last_layer
-    python -m experiments.run --experiment=last_layer --preset=paper
 """
 
 from experiments.specs import presets, schedules

@@ -13,9 +13,6 @@ a round trains stays near the warm start. `paper`: CIFAR-10 in rounds of 1,000, 
 
 On CIFAR-10 with the MLP, `--dataset=cifar10 --samples_per_round=2500 --rounds=6 --seeds=3`, an hour on one core: warm
 start 42.8 %, random init 44.5 %, (0.6, 0.01) 43.9 %, FIRE 45.5 %.
-
-    python -m experiments.run --experiment=methods
-    python -m experiments.run --experiment=methods --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -37,5 +34,4 @@ EXPERIMENT = Experiment(
         "paper": {**presets.RESNET, "pairs": PAIRS, "vary": VARY},
     },
     figures=(("final", {}), ("pareto", {})),
-    claims=(),
 )

@@ -5,9 +5,6 @@ accuracy and minutes. Beside it σ times a fresh network (`shrink_perturb` at λ
 
 Quick: `mixture`, MLP, SGD 0.1, σ in {0, 1e-3, 1e-2, 1e-1, 2e-1}, 3 seeds; 17 s. Expect: random init 61.3 %, no noise
 57.3 %; more noise costs more and is worse.
-
-    python -m experiments.run --experiment=noise_only
-    python -m experiments.run --experiment=noise_only --preset=paper
 """
 
 from experiments.specs import presets, schedules

@@ -6,9 +6,6 @@ x σ in {1, .1, .01, .001, .0001, 0}: 36 cells, of which it prints 28; the other
 
 Quick: `mixture` in rounds of 250, MLP 100-100 tanh, three pairs of λ and σ; 25 s. Expect: warm start 57.0 %, random
 init 62.1 %, (0.6, 0.01) 76.1 % at half the cost.
-
-    python -m experiments.run --experiment=online
-    python -m experiments.run --experiment=online --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -19,10 +16,7 @@ EXPERIMENT = Experiment(
     paper="Figures 2, 7, 8, 15, 16",
     summary="k samples arrive in each round; accuracy and cost of warm start, random init and shrink-perturb",
     schedule=schedules.online,
-    presets={
-        "quick": {},
-        "paper": {**presets.RESNET, **presets.GRID},
-    },
+    presets={"quick": {}, "paper": {**presets.RESNET, **presets.GRID}},
     figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(2, 9),
 )

@@ -8,9 +8,6 @@ Quick: `mixture`, MLP 100-100 ReLU, three pairs; 25 s. Expect: the same order as
 On CIFAR-10, 34 rounds, one seed, 14 cells of the paper's grid (command: experiments/docs/real_data.md), 2.5 hours on
 one core: warm start 43.1 %, random init 46.4 %, (0.4, 0.1) 47.5 % at 0.77 of random init's samples, (0.8, 0.01) 46.4 %
 at 0.40.
-
-    python -m experiments.run --experiment=online_mlp
-    python -m experiments.run --experiment=online_mlp --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -21,10 +18,7 @@ EXPERIMENT = Experiment(
     paper="Figures 19, 20",
     summary="the grid of λ and σ for an MLP with ReLU, without BatchNorm, on CIFAR-10",
     schedule=schedules.online,
-    presets={
-        "quick": {"activation": "relu"},
-        "paper": {**presets.GRID, "dataset": "cifar10", "activation": "relu"},
-    },
+    presets={"quick": {"activation": "relu"}, "paper": {**presets.GRID, "dataset": "cifar10", "activation": "relu"}},
     figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(2, 9),
 )

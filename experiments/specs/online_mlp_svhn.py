@@ -3,9 +3,6 @@
 The paper: as `online_mlp`, on SVHN; all its numbers are in Figure 21.
 
 Quick: `mixture_source`, MLP 100-100 ReLU, three pairs; 25 s. Expect: the same order as `online`.
-
-    python -m experiments.run --experiment=online_mlp_svhn
-    python -m experiments.run --experiment=online_mlp_svhn --preset=paper
 """
 
 from experiments.specs import presets, schedules

@@ -4,9 +4,6 @@ The paper: CIFAR-10, ResNet-18, rounds of 1,000; the schedule is not given. Ours
 
 Quick: `mixture`, MLP, rates 0.3, 0.03 and 0.003 of 20 epochs each, batches of 32, 3 seeds; about a minute. Expect: warm
 start 54.3 %, random init 62.1 %, (0.6, 0.01) 64.5 %; every round costs the same, so nothing is saved.
-
-    python -m experiments.run --experiment=online_schedule
-    python -m experiments.run --experiment=online_schedule --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -18,14 +15,7 @@ EXPERIMENT = Experiment(
     summary="SGD with rates 0.1, 0.01, 0.001 in each round in place of Adam",
     schedule=schedules.online,
     presets={
-        "quick": {
-            "optimizer": "sgd",
-            "learning_rate": 0.3,
-            "batch_size": 32,
-            "decay_every": 20,
-            "epochs": 60,
-            "seeds": 3,
-        },
+        "quick": {**presets.QUICK_SGD, "learning_rate": 0.3, "batch_size": 32, "decay_every": 20, "epochs": 60},
         "paper": {**presets.RESNET_SGD, "learning_rate": 0.1, "decay_every": 30, "epochs": 90},
     },
     figures=(("rounds", {}),),

@@ -4,9 +4,6 @@ The paper: as `online`, on SVHN; numbers only in pictures.
 
 Quick: `mixture_source`, otherwise as `online`; 25 s. Expect: warm start 58.5 %, random init 62.5 %, (0.6, 0.01) 76.9
 % at 0.53x its cost.
-
-    python -m experiments.run --experiment=online_svhn
-    python -m experiments.run --experiment=online_svhn --preset=paper
 """
 
 from experiments.specs import presets, schedules

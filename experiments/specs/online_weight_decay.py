@@ -4,9 +4,6 @@ The paper: as `online`, with an L2 penalty of 0.001, which here is coupled, as i
 
 Quick: `mixture`, MLP 100-100 tanh, three pairs; 25 s. Expect: warm start 59.2 %, random init 62.8 %, (0.6, 0.01) 76.3
 % at 0.49x its cost: weight decay does not close the gap.
-
-    python -m experiments.run --experiment=online_weight_decay
-    python -m experiments.run --experiment=online_weight_decay --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -17,10 +14,7 @@ EXPERIMENT = Experiment(
     paper="Figures 23, 24",
     summary="the grid of λ and σ with coupled L2 of 0.001 on CIFAR-10",
     schedule=schedules.online,
-    presets={
-        "quick": {"weight_decay": 1e-3},
-        "paper": {**presets.RESNET, **presets.GRID, "weight_decay": 1e-3},
-    },
+    presets={"quick": {"weight_decay": 1e-3}, "paper": {**presets.RESNET, **presets.GRID, "weight_decay": 1e-3}},
     figures=(("rounds", {}), ("pareto", {}), ("heat_maps", {})),
     claims=(5, 9),
 )

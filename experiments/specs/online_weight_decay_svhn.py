@@ -4,9 +4,6 @@ The paper: as `online_weight_decay`, on SVHN.
 
 Quick: `mixture_source`, MLP 100-100 tanh, three pairs; 25 s. Expect: warm start 60.0 %, random init 63.8 %, (0.6,
 0.01) 76.8 % at 0.50x its cost.
-
-    python -m experiments.run --experiment=online_weight_decay_svhn
-    python -m experiments.run --experiment=online_weight_decay_svhn --preset=paper
 """
 
 from experiments.specs import presets, schedules

@@ -13,10 +13,9 @@ QUICK_RESNET = {
 }  # fmt: skip
 
 # Figure 15: 36 cells with the baselines (1, 0) and (0, 1); the paper prints 28, the others could not be trained.
-GRID = {
-    "shrink": ("1", "0.8", "0.6", "0.4", "0.2", "0"),
-    "noise_scale": ("1", "0.1", "0.01", "0.001", "0.0001", "0"),
-}
+GRID = {"shrink": ("1", "0.8", "0.6", "0.4", "0.2", "0"), "noise_scale": ("1", "0.1", "0.01", "0.001", "0.0001", "0")}
+BASELINES = {"restart": ("warm_start", "random_init")}
+PAIRS = ("0.8:0.01", "0.6:0.01", "0.4:0.01", "0.2:0.01")  # λ over its range, at one σ
 WARM, RANDOM = {"restart": (("warm_start",),)}, {"restart": (("random_init",),)}  # a variant of one baseline alone
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)  # Table 3
 BATCH_SIZES, LEARNING_RATES = (16, 32, 64, 128), (0.001, 0.01, 0.1)  # Figure 3

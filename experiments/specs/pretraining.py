@@ -7,15 +7,13 @@ The paper: ResNet-18, Adam 0.001, pairs of CIFAR-10, SVHN and CIFAR-100, a fract
 Quick: `mixture_source`, then `mixture`, MLP, 3 seeds; 35 s. Expect: with all of the target (0.3, 1e-4) 70.1 %, warm
 start 65.1 %, random init 62.6 %; with 5 % of it warm start 43.4 %, shrink-perturb 24.1 %: the claim that it is never
 worse does not hold there.
-
-    python -m experiments.run --experiment=pretraining
-    python -m experiments.run --experiment=pretraining --preset=paper
 """
 
 from experiments.specs import presets, schedules
 from experiments.specs.base import Experiment
 
 SHRINK = {"shrink": ("0.3", "0.6", "0.9"), "noise_scale": ("1e-5", "1e-4", "1e-3", "1e-2", "1e-1")}
+QUICK, PAPER = ({"fraction": (0.05, 0.1, 0.25, 0.5, 1.0)},), ({"fraction": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)},)
 
 EXPERIMENT = Experiment(
     name="pretraining",
@@ -23,17 +21,8 @@ EXPERIMENT = Experiment(
     summary="a source, then a fraction of a target: random init, warm start, shrink-perturb",
     schedule=schedules.pretraining,
     presets={
-        "quick": {
-            "seeds": 3,
-            "pairs": ("0.3:1e-4", "0.6:1e-4", "0.3:1e-2"),
-            "vary": ({"fraction": (0.05, 0.1, 0.25, 0.5, 1.0)},),
-        },
-        "paper": {
-            **presets.RESNET,
-            "source": "svhn_cropped",
-            **SHRINK,
-            "vary": ({"fraction": (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)},),
-        },
+        "quick": {"seeds": 3, "pairs": ("0.3:1e-4", "0.6:1e-4", "0.3:1e-2"), "vary": QUICK},
+        "paper": {**presets.RESNET, "source": "svhn_cropped", **SHRINK, "vary": PAPER},
     },
     figures=(("against", {"x": "fraction"}),),
     over=("fraction",),

@@ -5,15 +5,11 @@ does not say in which units ε is: ours is in those of the scaled pixels, which 
 
 Quick: `mixture`, MLP, SGD 0.1, 300 epochs at most, 3 seeds; 50 s. Expect: a gap of about 4 points everywhere but at
 L2 1e-2, which is not trained to the threshold, and 1e-1, which cannot learn.
-
-    python -m experiments.run --experiment=regularization
-    python -m experiments.run --experiment=regularization --preset=paper
 """
 
 from experiments.specs import presets, schedules
 from experiments.specs.base import Experiment
 
-BASELINES = {"restart": ("warm_start", "random_init")}
 PENALTIES = (
     {"weight_decay": presets.STRENGTHS},
     {"penalty": ("adversarial", "confidence"), "penalty_strength": presets.STRENGTHS},
@@ -25,8 +21,8 @@ EXPERIMENT = Experiment(
     summary="L2, adversarial training and confidence penalty of four strengths, in both phases",
     schedule=schedules.two_phase,
     presets={
-        "quick": {**presets.QUICK_SGD, **BASELINES, "max_epochs": 300, "patience": 50, "vary": PENALTIES},
-        "paper": {**presets.RESNET_SGD, **BASELINES, "vary": PENALTIES},
+        "quick": {**presets.QUICK_SGD, **presets.BASELINES, "max_epochs": 300, "patience": 50, "vary": PENALTIES},
+        "paper": {**presets.RESNET_SGD, **presets.BASELINES, "vary": PENALTIES},
     },
     figures=(("regularization", {}),),
     over=("weight_decay", "penalty", "penalty_strength"),

@@ -6,9 +6,6 @@ recalibrated on training data; `keep` is beside it.
 Quick: `textures`, MLP 100-100 ReLU and a ResNet of two blocks, width 8, 3 seeds; about a minute. Expect: the MLP
 without bias keeps its accuracy to the last bit (Proposition 1), the one with bias loses 4 points at λ = 0.6, the
 ResNet nothing down to 0.3.
-
-    python -m experiments.run --experiment=shrink_only
-    python -m experiments.run --experiment=shrink_only --preset=paper
 """
 
 from experiments.specs import presets, schedules

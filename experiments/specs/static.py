@@ -5,9 +5,6 @@ The paper: CIFAR-10, ResNet-18, Adam, all data, twenty rounds, σ = 0.01, four �
 
 Quick: `mixture`, MLP, ten rounds, 3 seeds; 35 s. Expect: 62 % after the first round, 70.7 % to 78.9 % after the
 tenth.
-
-    python -m experiments.run --experiment=static
-    python -m experiments.run --experiment=static --preset=paper
 """
 
 from experiments.specs import presets, schedules
@@ -20,10 +17,7 @@ EXPERIMENT = Experiment(
     paper="Figure 12",
     summary="all data, to convergence, shrink-perturb, twenty times; four λ",
     schedule=schedules.static,
-    presets={
-        "quick": {**SHRINK, "seeds": 3, "rounds": 10},
-        "paper": {**presets.RESNET, **SHRINK, "rounds": 20},
-    },
+    presets={"quick": {**SHRINK, "seeds": 3, "rounds": 10}, "paper": {**presets.RESNET, **SHRINK, "rounds": 20}},
     figures=(("rounds", {"x": "round"}), ("pareto", {})),
     claims=(14,),
 )

@@ -10,12 +10,10 @@ Quick: `mixture`, MLP and logistic regression, SGD 0.1 and Adam 0.001, 300 epoch
 On CIFAR-10 with at most 100 epochs a phase, five seeds, an hour of one core: MLP 41.2 % from random init and 42.8 %
 warm by SGD (neither converged), 41.0 % and 39.0 % by Adam; logistic regression 41.0 % and 41.1 %, 36.4 % and 36.1 %.
 
-    python -m experiments.run --experiment=table1
-    python -m experiments.run --experiment=table1 --preset=paper
     python -m experiments.run --experiment=table1 --preset=paper --dataset=cifar10 --model=logistic,mlp --max_epochs=100
 """
 
-from experiments.specs import schedules
+from experiments.specs import presets, schedules
 from experiments.specs.base import Experiment
 
 PAPER = {
@@ -34,14 +32,8 @@ EXPERIMENT = Experiment(
     summary="two phases: three models x two optimisers x three data sets; warm start and random init",
     schedule=schedules.two_phase,
     presets={
-        "quick": {
-            "restart": ("warm_start", "random_init"),
-            "seeds": 3,
-            "max_epochs": 300,
-            "patience": 50,
-            "vary": QUICK,
-        },
-        "paper": {"restart": ("warm_start", "random_init"), "width": 16, "vary": (PAPER,)},
+        "quick": {**presets.BASELINES, "seeds": 3, "max_epochs": 300, "patience": 50, "vary": QUICK},
+        "paper": {**presets.BASELINES, "width": 16, "vary": (PAPER,)},
     },
     figures=(("final", {}),),
     claims=(1,),

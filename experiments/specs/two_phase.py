@@ -4,9 +4,6 @@ The paper: see `table1`. One run is one data set, model and optimiser: `--datase
 
 Quick: `mixture`, MLP, Adam; seconds. Expect: random init above the warm start, shrink-perturb at or above random
 init.
-
-    python -m experiments.run --experiment=two_phase
-    python -m experiments.run --experiment=two_phase --preset=paper
 """
 
 from experiments.specs import schedules
@@ -17,10 +14,7 @@ EXPERIMENT = Experiment(
     paper="Table 1",
     summary="half of the data to convergence, then all of it; warm start, random init and shrink-perturb",
     schedule=schedules.two_phase,
-    presets={
-        "quick": {},
-        "paper": {"dataset": "cifar10", "model": "resnet18", "width": 16},
-    },
+    presets={"quick": {}, "paper": {"dataset": "cifar10", "model": "resnet18", "width": 16}},
     figures=(("final", {}),),
     claims=(1,),
 )

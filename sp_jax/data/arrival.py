@@ -13,36 +13,20 @@ def num_training(num_samples: int) -> int:
 
 
 def split(seed: chex.Numeric, num_samples: int) -> tuple[chex.Array, chex.Array]:
-    """Draw a seed's random third for validation ("a held-out, randomly-chosen third of available data", Section 2.1)
-    and its order of arrival.
-
-    Args:
-      seed: int scalar, may be traced.
-      num_samples: N, all samples.
-
-    Returns:
-      `(order, validation)`: int32 indices of the training samples in the order of arrival, [2N // 3], and of the
-      validation samples, [N - 2N // 3].
-    """
+    """Return a seed's order of arrival and its random third for validation ("a held-out, randomly-chosen third of
+    available data", Section 2.1): int32 indices, [2N // 3] and [N - 2N // 3]. The seed may be traced."""
     shuffled = jax.random.permutation(key_for(seed, Purpose.ARRIVAL), num_samples).astype(jnp.int32)
     return jnp.split(shuffled, [num_training(num_samples)])
 
 
 def online(num_train: int, samples_per_round: int) -> tuple[int, ...]:
-    """Return the arrivals of batch online learning (Section 2.2): k more samples each round, the rest in the last.
+    """Return the arrivals of batch online learning (Section 2.2): k more samples each round, up to all T of them.
+
+    Raises:
+      ValueError: k is not between 1 and T.
 
     >>> online(33_333, 1_000)[-2:], len(online(33_333, 1_000))
     ((33000, 33333), 34)
-
-    Args:
-      num_train: T, all training samples.
-      samples_per_round: k, between 1 and T.
-
-    Returns:
-      How many samples have arrived in each round, increasing up to T.
-
-    Raises:
-      ValueError: k out of range.
     """
     if not 1 <= samples_per_round <= num_train:
         raise ValueError(
@@ -52,15 +36,9 @@ def online(num_train: int, samples_per_round: int) -> tuple[int, ...]:
 
 
 def two_phase(num_train: int) -> tuple[int, ...]:
-    """Return the arrivals of two phases (Section 2.1): half of the training samples, then all of them.
+    """Return the arrivals of two phases (Section 2.1): half of the T >= 2 training samples, then all of them.
 
     >>> two_phase(33_333)
     (16666, 33333)
-
-    Args:
-      num_train: T, all training samples, at least 2.
-
-    Returns:
-      `(T // 2, T)`.
     """
     return (num_train // 2, num_train)

@@ -30,18 +30,13 @@ def fingerprint(files: Sequence[pathlib.Path]) -> str:
 
 
 def arrays(cache_dir: str | None, key: str, decode: Callable[[], Arrays]) -> Arrays:
-    """Return the cached arrays of a key; decode and cache them where they are missing or damaged.
+    """Return the inputs [N, ...] and labels [N] of a key; `decode()` and cache them where they are missing or damaged.
 
-    Args:
-      cache_dir: by default `$XDG_CACHE_HOME/sp_jax` or `~/.cache/sp_jax`; made where it is missing.
-      key: a file name, so that nothing is written elsewhere.
-      decode: returns the inputs [N, ...] and the labels [N].
-
-    Returns:
-      Inputs and labels, memory-mapped, read-only; in memory where the cache cannot be written (which is logged).
+    They are memory-mapped, read-only; in memory where the cache cannot be written (which is logged). The folder is by
+    default `$XDG_CACHE_HOME/sp_jax` or `~/.cache/sp_jax`; made where it is missing.
 
     Raises:
-      DataError: `cache_dir` can be no path, or the key is no file name.
+      DataError: `cache_dir` can be no path, or the key is no file name (nothing is written elsewhere).
     """
     if key != pathlib.PurePath(key).name or key in ("", ".", ".."):
         raise DataError(f"{key!r} is no file name to keep decoded samples under")

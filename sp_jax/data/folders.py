@@ -6,14 +6,7 @@ from sp_jax.data.errors import DataError
 
 
 def expand(what: str, path: str) -> pathlib.Path:
-    """Expand the `~` of a path.
-
-    Args:
-      what: where it comes from, as `--data_dir`, for the message.
-      path: as it was typed.
-
-    Returns:
-      The path; it need not exist.
+    """Expand the `~` of a path, which need not exist; `what` says where it comes from, as `--data_dir`.
 
     Raises:
       DataError: it is not a valid path: an unknown user, a character or a length that no file system accepts.

@@ -11,21 +11,16 @@ NUM_CLASSES, CLUSTERS, DIMENSIONS, NUM_SAMPLES = 10, 30, 64, 6_000
 def mixture() -> Dataset:
     """Draw 10 classes of 30 clusters each: centres N(0, I) in 64 dimensions, samples (centre + N(0, I)) / sqrt(2).
 
-    Synthetic, and always the same: drawn from a fixed key. A sample belongs to each cluster with equal probability.
-
-    Returns:
-      A `Dataset` of 6,000 float32 images [8, 8, 1] of mean 0 and variance 1, in NumPy arrays.
+    Synthetic, and always the same: drawn from a fixed key. A sample belongs to each cluster with equal probability:
+    6,000 float32 images [8, 8, 1] of mean 0 and variance 1, in NumPy arrays.
     """
     centres_key, *keys = jax.random.split(jax.random.key(0), 3)
     return _draw("mixture", _centres(centres_key), *keys)
 
 
 def mixture_source() -> Dataset:
-    """Draw a related mixture to pre-train on (Section 4.2): `mixture`'s centres, each moved by 0.5 · N(0, I), rescaled.
-
-    Returns:
-      A `Dataset` like `mixture`'s, of the same classes; centres are again of variance 1.
-    """
+    """Draw a related mixture to pre-train on (Section 4.2): `mixture`'s centres, each moved by 0.5 · N(0, I), rescaled
+    to variance 1; classes and shapes are the same."""
     moved_key, *keys = jax.random.split(jax.random.key(1), 3)
     centres = _centres(jax.random.split(jax.random.key(0), 3)[0])
     return _draw("mixture_source", (centres + 0.5 * _centres(moved_key)) / np.sqrt(1.25, dtype=np.float32), *keys)

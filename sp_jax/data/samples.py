@@ -18,9 +18,6 @@ ROWS = 65_536  # checked at a time: memory-mapped inputs are never held in memor
 def check(data: Dataset) -> None:
     """Check all of a data set; arrays partly held by other hosts are not checked.
 
-    Args:
-      data: its inputs are numbers [N, ...]; integers are not checked for finite values.
-
     Raises:
       DataError: as `check_samples`, or labels of no class.
     """

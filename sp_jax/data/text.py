@@ -16,14 +16,9 @@ WORD = re.compile(r"[a-z0-9']+")
 
 
 def tokens(text: str | bytes, length: int = TOKENS) -> np.ndarray:
-    """Return the hashed words of a text, in lower case; the same in every process and on every machine.
+    """Return the hashed words of a text (bytes: UTF-8), in lower case: [length] int32 from 1 on, 0 after its end.
 
-    Args:
-      text: bytes are UTF-8.
-      length: T; a longer text is cut, a shorter one padded with 0 at its end.
-
-    Returns:
-      [T] int32, words in [1, VOCABULARY).
+    They are the same in every process and on every machine; a longer text is cut.
 
     >>> tokens("Not bad, not bad at all.", 8)
     array([7591, 2934, 7591, 2934, 4119, 2736,    0,    0], dtype=int32)
@@ -36,13 +31,10 @@ def tokens(text: str | bytes, length: int = TOKENS) -> np.ndarray:
 
 
 def reviews() -> Dataset:
-    """Make 3,000 synthetic reviews of two classes, always the same: a small substitute for IMDB's.
+    """Make 3,000 synthetic reviews of two classes, always the same, [3000, 24] int32 tokens, in place of IMDB's.
 
     A review has 7 to 20 words: three or five are positive or negative (of 40 words each, common and rare ones), `not`
     before such a word inverts it, the others are neutral. The label is the majority's; one in twenty is wrong.
-
-    Returns:
-      A `Dataset` of hashed tokens [3000, 24] int32.
     """
     rng = np.random.RandomState(0)  # NumPy promises that this generator's numbers stay the same
     made = [_review(rng) for _ in range(3_000)]

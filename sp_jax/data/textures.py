@@ -9,13 +9,10 @@ NUM_CLASSES, MOTIFS, SIZE, SIDE, NUM_SAMPLES = 10, 3, 4, 8, 3_000
 
 def textures() -> Dataset:
     """Draw 10 classes of 3 motifs each, 4x4 pixels of N(0, 1): an image has one motif twice, at random positions
-    (wrapped around the edges), and noise N(0, 0.3²); scaled to variance 1.
+    (wrapped around the edges), and noise N(0, 0.3²); 3,000 float32 images [8, 8, 1], scaled to variance 1.
 
     Synthetic, and always the same. In `mixture` every pixel has a meaning of its own, which a network that averages
     over positions cannot learn.
-
-    Returns:
-      A `Dataset` of 3,000 float32 images [8, 8, 1] in NumPy arrays.
     """
     rng = np.random.RandomState(0)  # NumPy promises that this generator's numbers stay the same
     motifs = np.zeros((NUM_CLASSES * MOTIFS, SIDE, SIDE))

@@ -32,13 +32,8 @@ NAME = re.compile(r"[a-z][a-z0-9_]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
     """Load the training split of a TFDS data set that has `label`, and `image` (uint8, of one shape) or `text`.
 
-    Args:
-      name: TFDS's name, with a configuration or version if wanted: `cifar10`, `mnist:3.0.1`.
-      data_dir: TFDS's folder; by default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      cache_dir: where decoded images are kept; by default `~/.cache/sp_jax`.
-
-    Returns:
-      A `Dataset`, memory-mapped: inputs [N, H, W, C] uint8 or hashed tokens [N, TOKENS] int32, labels [N] int32.
+    The name may have a configuration or a version: `mnist:3.0.1`; for the folders see `sp_jax.data.load`. Arrays are
+    memory-mapped: inputs [N, H, W, C] uint8 or hashed tokens [N, TOKENS] int32, labels [N] int32.
 
     Raises:
       DataError: no such set, neither images nor texts with labels, not prepared and not preparable here, damaged.

@@ -12,13 +12,9 @@ _KINDS = (contrib.ScheduleFreeState, HareTortoiseState)
 
 
 def evaluation_state(state: TrainState) -> TrainState:
-    """Return a state with the weights for evaluation, prediction and saving; itself where the optimiser has no others.
+    """Return a lane's state with the weights for evaluation, prediction and saving; itself where there are no others.
 
-    Args:
-      state: of one lane, the optimiser's state as its `init` and `update` give it, however nested.
-
-    Returns:
-      A `TrainState`; BatchNorm's statistics stay those of the trained weights.
+    The optimiser's state may be nested. BatchNorm's statistics stay those of the trained weights.
 
     Raises:
       ValueError: such an optimiser trains only a part of the parameters.

@@ -18,19 +18,11 @@ STEPS = 3  # trial steps of the optimiser: a warm-up may begin at zero
 def frozen_leaves(
     loss: Callable, optimizer: optax.GradientTransformation, params: chex.ArrayTree, *batch: chex.Array
 ) -> set[str]:
-    """Return the paths of the parameters that training leaves unchanged.
+    """Return the paths of the parameters that training leaves unchanged; none where all or nothing would be frozen.
 
-    The loss is traced, not run: a leaf behind `stop_gradient` has a gradient that depends on nothing. The optimiser is
-    run on random gradients: leaves that it does not change in three steps, while it changes others, are frozen.
-
-    Args:
-      loss: `loss(params, *batch)`, a scalar.
-      optimizer: what trains.
-      params: pytree of `jax.ShapeDtypeStruct`.
-      *batch: further arguments of `loss`, as `jax.ShapeDtypeStruct`.
-
-    Returns:
-      Paths as `sp_jax.filters` names them; none where all or nothing would be frozen.
+    The loss, `loss(params, *batch)`, is traced, not run: a leaf behind `stop_gradient` has a gradient that depends on
+    nothing. The optimiser is run on random gradients: leaves that it does not change in three steps, while it changes
+    others, are frozen. Parameters and batch are `jax.ShapeDtypeStruct`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     reached = _depends(jax.make_jaxpr(jax.grad(loss))(params, *batch).jaxpr)

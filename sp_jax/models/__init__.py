@@ -16,20 +16,6 @@ from sp_jax.models.mlp import MLP
 from sp_jax.models.resnet import ResNet
 
 __all__ = [
-    "MLP",
-    "BiRNN",
-    "Conv",
-    "Dense",
-    "NetworkError",
-    "ResNet",
-    "UnknownSwitchError",
-    "as_model",
-    "check_independent",
-    "check_logits",
-    "convolution",
-    "fixed_statistics",
-    "from_functions",
-    "from_module",
-    "from_nnx",
-    "scale_pixels",
-]
+    "MLP", "BiRNN", "Conv", "Dense", "NetworkError", "ResNet", "UnknownSwitchError", "as_model", "check_independent",
+    "check_logits", "convolution", "fixed_statistics", "from_functions", "from_module", "from_nnx", "scale_pixels",
+]  # fmt: skip

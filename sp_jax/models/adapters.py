@@ -15,6 +15,7 @@ from sp_jax.models import foreign
 from sp_jax.models.checks import UnknownSwitchError, check_switch
 from sp_jax.models.modes import Modes, find_modes
 from sp_jax.models.padding import without_padding
+from sp_jax.transforms.filters import path_name
 from sp_jax.types import Model
 
 FORMS = "a Linen module, a pair init(key) and apply(params, inputs), or a function make(rngs) of an NNX module"
@@ -83,13 +84,9 @@ def _adapt(network, example, switch, mask):
 def from_functions(init: Callable, apply: Callable) -> Model:
     """Make a `Model` without batch statistics of two pure functions.
 
-    Args:
-      init: `init(key) -> params`; the key is consumed. Leaves that are no arrays or numbers, as an Equinox module's
-        activation functions, stay as they are.
-      apply: `apply(params, inputs) -> logits`, [B, ...] to [B, classes]; samples must be independent.
-
-    Returns:
-      A `Model`.
+    `init(key)` gives parameters; the key is consumed, and leaves that are no arrays or numbers, as an Equinox module's
+    activation functions, stay as they are. `apply(params, inputs)` maps [B, ...], independent samples, to logits [B,
+    classes].
     """
     arrays, whole = foreign.split_static(init)
     return Model(
@@ -99,11 +96,7 @@ def from_functions(init: Callable, apply: Callable) -> Model:
 
 
 def from_module(
-    module: nn.Module,
-    example_inputs: chex.Array,
-    *,
-    switch: Mapping[str, bool] | None = None,
-    mask: str | None = None,
+    module: nn.Module, example_inputs: chex.Array, *, switch: Mapping[str, bool] | None = None, mask: str | None = None
 ) -> Model:
     """Make a `Model` of a Flax Linen module.
 
@@ -146,25 +139,24 @@ def from_module(
         variables = at(False).init(key, example, **arguments(jnp.ones(1, bool), False, example))
         return variables.get("params", {}), variables.get("batch_stats", {})
 
+    def run(params, batch_stats, inputs, mask, train, **options):
+        variables = {"params": params, "batch_stats": batch_stats}
+        return at(train).apply(variables, inputs, **options, **arguments(mask, train, inputs))
+
     def call(params, batch_stats, inputs, mask, train):
         inputs = inputs if masked["name"] or not train else without_padding(inputs, mask)
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, updated = at(train).apply(variables, inputs, mutable=["batch_stats"], **arguments(mask, train, inputs))
+        logits, updated = run(params, batch_stats, inputs, mask, train, mutable=["batch_stats"])
         return logits, updated.get("batch_stats", {})
 
     def apply(params, batch_stats, inputs, mask=None, train=False):
         if train and jax.tree.leaves(batch_stats):
             return call(params, batch_stats, inputs, mask, True)
-        variables = {"params": params, "batch_stats": batch_stats}
-        return at(train).apply(variables, inputs, **arguments(mask, train, inputs)), batch_stats
+        return run(params, batch_stats, inputs, mask, train), batch_stats
 
     def activations(params, batch_stats, inputs, mask=None, train=False):
-        variables = {"params": params, "batch_stats": batch_stats}
-        collections = ["intermediates", "batch_stats"]
-        _, found = at(train).apply(variables, inputs, mutable=collections, **arguments(mask, train, inputs))
+        _, found = run(params, batch_stats, inputs, mask, train, mutable=["intermediates", "batch_stats"])
         leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
-        names = [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in leaves]
-        return {name.removesuffix("_units"): x for name, (_, x) in zip(names, leaves, strict=True)}
+        return {path_name(path[:-1]).removesuffix("_units"): x for path, x in leaves}
 
     if mask is None and "mask" in known:
         masked["name"] = _padding_mask(module, known["mask"], masked, init, call, example)

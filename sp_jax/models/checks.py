@@ -7,24 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sp_jax.transforms.filters import path_name
 from sp_jax.types import Model
 
 APART = 1e-2  # of the largest logit: rounding (bfloat16) may make a sample's logits alone and in a batch differ so much
 
 
 def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
-    """Return the number of classes of a network.
-
-    Args:
-      model: its two functions.
-      inputs: [N, ...], for shape and dtype alone.
-      num_classes: of the labels.
-
-    Returns:
-      C, of logits [B, C].
+    """Return the number C of classes of a network, of its logits [B, C]; inputs [N, ...] are for shape and dtype.
 
     Raises:
-      ValueError: the logits are not such an array, or have too few classes.
+      ValueError: the logits are not such an array, or have too few classes for the labels' `num_classes`.
     """
     example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
     logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
@@ -38,12 +31,8 @@ def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
 def check_independent(model: Model, inputs: chex.Array) -> None:
     """Check that samples are independent: in evaluation mode the logits of one do not depend on the others.
 
-    Runs one small program: a freshly drawn network with a little noise added (a head may begin at zero), on three
-    samples together, and on each alone.
-
-    Args:
-      model: its two functions.
-      inputs: [N, ...] samples; three of them are used.
+    Runs one small program: a freshly drawn network with a little noise added (a head may begin at zero), on three of
+    the inputs [N, ...] together, and on each alone.
 
     Raises:
       ValueError: the logits of a sample alone and in a batch differ.
@@ -77,15 +66,9 @@ def check_independent(model: Model, inputs: chex.Array) -> None:
 
 
 def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str, bool]:
-    """Return which leaves of a tree a function computes anew rather than passes through; the function is only traced.
+    """Return by path which leaves of a tree `function(tree, *args)` computes anew rather than passes through.
 
-    Args:
-      function: `function(tree, *args)` returns a tree of the same structure.
-      tree: pytree of arrays or `jax.ShapeDtypeStruct`.
-      *args: likewise.
-
-    Returns:
-      From each leaf's path to whether it differs from the input leaf.
+    The function returns a tree of the same structure. It is only traced, so the leaves may be `jax.ShapeDtypeStruct`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
 
@@ -94,7 +77,8 @@ def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str,
 
     jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
     return {
-        _name(path): out is not into for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
+        path_name(path): out is not into
+        for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
     }
 
 
@@ -112,17 +96,14 @@ class UnknownSwitchError(ValueError):
 def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDtypeStruct) -> None:
     """Check that a network's statistics are updated in training, and unchanged in evaluation.
 
-    Args:
-      name: of the network, for the message.
-      init: as of a `Model`.
-      call: as `apply` of a `Model`, but it returns the statistics that the network computes in evaluation, too.
-      example: [B, ...] inputs, for shape and dtype.
+    `call` is like `apply` of a `Model`, but it returns the statistics that the network computes in evaluation, too;
+    `example` is [B, ...], for shape and dtype alone.
 
     Raises:
       UnknownSwitchError: they are never updated, or updated in evaluation.
     """
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0))[1])
-    running = {_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    running = {path_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
     def moved(train):
         found = _changed_statistics(init, call, example, train)
@@ -135,15 +116,8 @@ def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDt
 
 
 def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
-    """Return the paths of the statistics that a network does not update while it trains: those of a frozen part.
-
-    Args:
-      model: its two functions.
-      inputs: [N, ...], for shape and dtype alone.
-
-    Returns:
-      Paths as `sp_jax.filters` names them.
-    """
+    """Return the paths, as `sp_jax.filters` has them, of the statistics that a network does not update while it trains:
+    those of a frozen part. The inputs [N, ...] are for shape and dtype alone."""
     example = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
     changed = _changed_statistics(model.init, model.apply, example, True)
     return {path for path, is_new in changed.items() if not is_new}
@@ -156,8 +130,3 @@ def _changed_statistics(init, call, example, train):
     return changed_leaves(
         lambda stats, params, x, mask: call(params, stats, x, mask, train)[1], batch_stats, params, example, mask
     )
-
-
-def _name(path):
-    """Return a path as `sp_jax.filters.path_name` does for dictionaries; models do not import filters."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

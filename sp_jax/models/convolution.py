@@ -22,18 +22,11 @@ SHARED = 2**17  # rows times channels: products of fewer are not shared among co
 
 
 def convolution(x: chex.Array, kernel: chex.Array, *, stride: int = 1, precision: Any = None) -> chex.Array:
-    """Convolve in two dimensions with padding `size // 2`, in the form that its platform runs fast.
+    """Convolve [B, H, W, C] with a kernel [size, size, C, features], size odd, in the form that its platform runs fast.
 
-    The platform is chosen when the program is lowered. On a CPU the result is not forward-differentiable (`jax.jvp`).
-
-    Args:
-      x: [B, H, W, C].
-      kernel: [size, size, C, features], size odd.
-      stride: of both axes.
-      precision: of the products, a `jax.lax.Precision`.
-
-    Returns:
-      [B, ceil(H / stride), ceil(W / stride), features].
+    The padding is `size // 2`, so the result is [B, ceil(H / stride), ceil(W / stride), features]; `precision` is a
+    `jax.lax.Precision`. The platform is chosen when the program is lowered. On a CPU the result is not
+    forward-differentiable (`jax.jvp`).
     """
     on_cpu = partial(_product if kernel.shape[0] == 1 else _convolution, stride, precision)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=partial(_xla, stride, precision))

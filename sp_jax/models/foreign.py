@@ -17,10 +17,7 @@ from sp_jax.types import Model
 
 
 def split_static(init: Callable) -> tuple[Callable, Callable]:
-    """Split the arrays that an initialiser draws from other leaves, such as an Equinox module's activation functions.
-
-    Args:
-      init: `init(key)` returns a pytree.
+    """Split the arrays that `init(key)` draws from other leaves, such as an Equinox module's activation functions.
 
     Returns:
       `arrays(key)`, the tree with None in place of all else, and `whole(arrays)`, the tree as it was.
@@ -48,16 +45,10 @@ def _is_array(x):
 
 
 def from_haiku(network: Any, example: chex.Array, *, switch: Mapping[str, bool] | None = None) -> Model:
-    """Make a `Model` of the result of `hk.transform` or `hk.transform_with_state`.
+    """Make a `Model` of the result of `hk.transform` or `hk.transform_with_state`, with or without `rng`.
 
-    Args:
-      network: the pair of functions, with or without `rng` in its `apply`.
-      example: [B, ...] of the shape and dtype of the data.
-      switch: as of `sp_jax.models.from_module`: an argument of the transformed function.
-
-    Returns:
-      A `Model`; Haiku's state counts as batch statistics. Real samples repeated replace the padding of an epoch's last
-      batch.
+    Haiku's state counts as batch statistics. Real samples repeated replace the padding of an epoch's last batch.
+    `switch` is as of `sp_jax.models.from_module`: an argument of the transformed function.
 
     Raises:
       ValueError: a network that draws random numbers, or whose switch is not found.

@@ -9,45 +9,31 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sp_jax.models.convolution import convolution
+from sp_jax.transforms import check_choice
 
 INITS = ("torch", "flax")
 
 
 def scale_pixels(inputs: chex.Array, dtype: Any = None) -> chex.Array:
-    """Scale uint8 pixels to [-1, 1]; return floats unchanged.
-
-    Args:
-      inputs: [B, ...] uint8 or floats.
-      dtype: of the result; by default float32 for pixels, their own for floats.
-
-    Returns:
-      [B, ...] floats: 0 is -1, 255 is 1.
-    """
+    """Scale uint8 pixels [B, ...] to [-1, 1], in `dtype` or float32; floats stay as they are, or become `dtype`."""
     if inputs.dtype == jnp.uint8:
         inputs = inputs.astype(jnp.float32) / 127.5 - 1
     return inputs if dtype is None else inputs.astype(dtype)
 
 
 def initializers(init: str, fan_in: int) -> dict[str, Callable]:
-    """Return the initialisers of a linear layer or convolution, as keyword arguments of Flax's layers.
+    """Return the `kernel_init` and `bias_init` of a linear layer or convolution, as keyword arguments of Flax's layers.
 
-    The paper's networks, and so its noise, are PyTorch's: weights and biases uniform in ±1/sqrt(fan_in). Flax's own
-    are LeCun normal with biases of zero, so shrink-perturb with them is not the same experiment.
-
-    Args:
-      init: "torch" or "flax".
-      fan_in: inputs of one output unit: features, for a convolution times the kernel's height and width.
-
-    Returns:
-      `{"kernel_init": …, "bias_init": …}`.
+    The paper's networks, and so its noise, are PyTorch's: weights and biases uniform in ±1/sqrt(fan_in). Flax's own are
+    LeCun normal with biases of zero, so shrink-perturb with them is not the same experiment. The fan-in is a linear
+    layer's inputs, for a convolution times the kernel's height and width.
 
     Raises:
-      ValueError: another `init`.
+      ValueError: `init` is neither "torch" nor "flax".
     """
+    check_choice("init", init, INITS)
     if init == "flax":
         return {"kernel_init": nn.initializers.lecun_normal(), "bias_init": nn.initializers.zeros}
-    if init != "torch":
-        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
     bound = fan_in**-0.5
 
     def uniform(key, shape, dtype=jnp.float32):

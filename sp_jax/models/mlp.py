@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import chex
@@ -29,17 +30,13 @@ class MLP(nn.Module):
     def __call__(self, x: chex.Array, mask: chex.Array | None = None, train: bool = False) -> chex.Array:
         """Map `[B, ...]` to logits `[B, num_classes]`; samples are independent; `mask` and `train` have no effect."""
         del mask, train
-        dense = {
-            "initialization": self.initialization,
-            "use_bias": self.use_bias,
-            "dtype": self.dtype,
-            "precision": self.precision,
-        }
+        made_of = {"initialization": self.initialization, "dtype": self.dtype, "precision": self.precision}
+        dense = partial(Dense, use_bias=self.use_bias, **made_of)
         x = scale_pixels(x, self.dtype).reshape(x.shape[0], -1)
         for i, features in enumerate(self.hidden):
-            x = self.activation(Dense(features, name=f"hidden_{i}", **dense)(x))
+            x = self.activation(dense(features, name=f"hidden_{i}")(x))
             self.sow("intermediates", f"hidden_{i}_units", x)
-        return Dense(self.num_classes, name="head", **dense)(x)
+        return dense(self.num_classes, name="head")(x)
 
     def links(self) -> tuple[tuple[str, str], ...]:
         """Return pairs of a hidden layer and the layer that reads its units, as `sp_jax.plasticity.Link`."""

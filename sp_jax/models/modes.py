@@ -4,13 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _KNOWN = {  # names of arguments, and their value in training
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "is_train": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
+    "train": True, "training": True, "is_training": True, "is_train": True,
+    "deterministic": False, "use_running_average": False,
+}  # fmt: skip
 
 
 class Modes(NamedTuple):
@@ -28,25 +24,17 @@ class Modes(NamedTuple):
         return {name: value is train for name, value in self.of_module.items()}
 
     def others(self, parameters: Mapping[str, Any], module: Any) -> list[str]:
-        """Return the other names that might be switches: of boolean arguments with a default, and boolean attributes.
-
-        Args:
-          parameters: of the call, by name, as `inspect.signature` has them.
-          module: a Linen module.
-        """
+        """Return the other names that might be switches of a Linen module: of boolean arguments of its call
+        (`parameters`, by name) with a default, and of boolean attributes."""
         flags = [name for name, parameter in parameters.items() if isinstance(parameter.default, bool)]
         flags += [name for name in type(module).__dataclass_fields__ if isinstance(getattr(module, name, None), bool)]
         return [name for name in dict.fromkeys(flags) if name not in (*self.of_call, *self.of_module)]
 
 
 def find_modes(what: str, parameters: Mapping[str, Any], module: Any, switch: Mapping[str, bool] | None) -> Modes:
-    """Return the switches of a network.
+    """Return the switches of a network: the usual ones that its call has, and those that the user names (`switch`).
 
-    Args:
-      what: the network's name, for the message.
-      parameters: of its call, by name.
-      module: whose attributes may be switches, or None.
-      switch: those that the user names, beside the usual ones.
+    `parameters` are those of its call, by name; of the module, which may be None, attributes may be switches.
 
     Raises:
       ValueError: a switch that is neither an argument nor an attribute, or whose value is no boolean.

@@ -16,8 +16,8 @@ class ResNet(nn.Module):
     """Basic blocks in stages (Section 2.1); each stage after the first halves the image and doubles the width.
 
     `width=64` is the standard ResNet-18 (11,173,962 parameters for 10 classes), 16 the authors' own (701,466). The last
-    layer is named `head`. BatchNorm's running variance is the biased one; PyTorch's
-    is n / (n - 1) times it, n in the thousands.
+    layer is named `head`. BatchNorm's running variance is the biased one; PyTorch's is n / (n - 1) times it, n in the
+    thousands.
     """
 
     num_classes: int

@@ -43,22 +43,7 @@ from sp_jax.plasticity.redo import dormancy, redo
 from sp_jax.plasticity.units import Link, check_links, replace_units
 
 __all__ = [
-    "HareTortoiseState",
-    "L2InitState",
-    "Link",
-    "Utility",
-    "average_gradient",
-    "check_links",
-    "continual_backprop",
-    "dash",
-    "dormancy",
-    "follow",
-    "hare_tortoise",
-    "init_utility",
-    "jumps",
-    "l2_init",
-    "l2_init_penalty",
-    "orthogonalize",
-    "redo",
-    "replace_units",
-]
+    "HareTortoiseState", "L2InitState", "Link", "Utility", "average_gradient", "check_links", "continual_backprop",
+    "dash", "dormancy", "follow", "hare_tortoise", "init_utility", "jumps", "l2_init", "l2_init_penalty",
+    "orthogonalize", "redo", "replace_units",
+]  # fmt: skip

@@ -12,29 +12,13 @@ def widen(x: chex.Array) -> chex.Array:
 
 
 def exponential_average(average: chex.Array, value: chex.Array, decay: chex.Numeric) -> chex.Array:
-    """Return decay · average + (1 - decay) · value, in the dtype of `average`.
-
-    Args:
-      average: any shape.
-      value: of the same shape.
-      decay: a scalar in [0, 1].
-
-    Returns:
-      An array like `average`.
-    """
+    """Return decay · average + (1 - decay) · value, decay in [0, 1], in the dtype of `average`; both have one shape."""
     return like(decay * widen(average) + (1 - decay) * widen(value), average)
 
 
 def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
-    """Return x / ‖x‖ over some axes; zero where x is zero.
-
-    Args:
-      x: any shape.
-      axes: those over which a vector (or a matrix, with its Frobenius norm) extends.
-
-    Returns:
-      An array of the shape of `x`, at least float32.
-    """
+    """Return x / ‖x‖ over the axes of a vector (or a matrix: Frobenius norm), in at least float32; zero where x is
+    zero."""
     x = widen(x)
     tiny = jnp.finfo(x.dtype).tiny
     # Divide by the largest entry first: the squares of a small gradient would underflow.
@@ -45,15 +29,8 @@ def unit_vectors(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
 
 
 def unit_means(activations: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-    """Return the mean of each unit over the real samples and all positions.
-
-    Args:
-      activations: [B, ..., units].
-      mask: [B] booleans, False marks padding; None where all samples are real.
-
-    Returns:
-      [units], at least float32; zeros without a real sample.
-    """
+    """Return the mean [units] of each unit's activations [B, ..., units] over the real samples and all positions, in at
+    least float32; zeros without a real sample. The mask [B] is False for padding; None where all are real."""
     x = widen(activations)
     x = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
     if mask is None:

@@ -14,12 +14,12 @@ from sp_jax.plasticity.units import (
     by_unit,
     check_activations,
     check_links,
-    flatten,
     leaf_path,
     rebuild,
     replace_units,
 )
 from sp_jax.transforms import check_fraction, like
+from sp_jax.transforms.filters import by_path
 
 
 class Utility(NamedTuple):
@@ -45,7 +45,7 @@ def init_utility(params: chex.ArrayTree, links: Sequence[Link]) -> Utility:
       ValueError: as `check_links`.
     """
     check_links(params, links)
-    weights = flatten(params)
+    weights = by_path(params)
     kernels = {link.incoming: widen(weights[leaf_path(weights, link.incoming, KERNEL)]) for link in links}
 
     def zeros():
@@ -120,22 +120,14 @@ def continual_backprop(
 
 
 def is_any_due(state: Utility, *, rate: chex.Numeric = 1e-4, maturity: chex.Numeric = 100) -> chex.Array:
-    """Return whether the next step may replace a unit; otherwise its `fresh_params` are not used and need not be drawn.
-
-    Args:
-      state: before the step.
-      rate: ρ, as for `continual_backprop`.
-      maturity: m, as for `continual_backprop`.
-
-    Returns:
-      Boolean, [].
-    """
+    """Return whether (boolean, []) the next step may replace a unit; otherwise its `fresh_params` are not used and need
+    not be drawn. `rate` ρ and `maturity` m are those of `continual_backprop`."""
     due = [state.pending[layer] + rate * jnp.sum(age + 1 > maturity) > 0.999 for layer, age in state.age.items()]
     return jnp.any(jnp.stack(due))
 
 
 def _observe(state, params, activations, links, decay, mask):
-    weights, utility, mean_activation = flatten(params), {}, {}
+    weights, utility, mean_activation = by_path(params), {}, {}
     for layer, outgoing, _ in links:
         h, units = widen(activations[layer]), state.age[layer].shape[0]
         outgoing = jnp.mean(jnp.abs(by_unit(widen(weights[leaf_path(weights, outgoing, KERNEL)]), units)), axis=(0, 2))
@@ -154,7 +146,7 @@ def _least_useful(utility, eligible, number):
 
 def _absorb(params, means, replaced, links):
     """Add the mean contribution of the replaced units to the biases of the next layers."""
-    weights = flatten(params)
+    weights = by_path(params)
     for layer, outgoing, _ in links:
         path = leaf_path(weights, outgoing, BIAS)
         if path in weights:

@@ -34,7 +34,6 @@ def average_gradient(average: chex.ArrayTree, gradient: chex.ArrayTree, *, decay
     >>> average_gradient({"bias": jnp.zeros(2)}, {"bias": jnp.array([1.0, -2.0])}, decay=0.5)
     {'bias': Array([-0.5,  1. ], dtype=float32)}
     """
-
     check_fraction("decay (α)", decay)
     check_same(average, gradient, names=("average", "gradient"), advice="start from zeros like the parameters")
 

@@ -48,7 +48,6 @@ def follow(
     >>> follow({"mean": jnp.array([1.0])}, {"mean": jnp.array([3.0])}, decay=0.75, step=1)
     {'mean': Array([3.], dtype=float32)}
     """
-
     check_fraction("decay (μ)", decay)
     check_same(slow, fast, names=("slow", "fast"), advice="start both from one draw")
     kept = decay if step is None else _corrected(decay, step)
@@ -145,9 +144,9 @@ def hare_tortoise(
         jump = jumps(step, every=every, first=first)
 
         def leaf(param, slow, update):
-            return (
-                jnp.where(jump, (slow - widen(param)).astype(update.dtype), update) if is_changeable(param) else update
-            )
+            if not is_changeable(param):
+                return update
+            return jnp.where(jump, (slow - widen(param)).astype(update.dtype), update)
 
         return jax.tree.map(leaf, params, slow, updates), HareTortoiseState(step, slow, inner_state)
 

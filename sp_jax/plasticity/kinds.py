@@ -12,17 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.transforms.filters import (
-    biases,
-    by_layer,
-    is_changeable,
-    layer,
-    layer_of,
-    matches,
-    norms,
-    path_name,
-    some_paths,
-)
+from sp_jax.transforms import filters
 
 ROLES = ("stacked", "spatial", "in", "out")
 Kinds = Mapping[str | Callable, tuple[str, ...]]  # from the name of a layer, or a filter, to its kernel's axes
@@ -31,24 +21,21 @@ Kinds = Mapping[str | Callable, tuple[str, ...]]  # from the name of a layer, or
 def axis_roles(
     params: chex.ArrayTree, picked: chex.ArrayTree, *, kinds: Kinds | None = None, output_axis: int = -1
 ) -> dict[str, tuple[str, ...]]:
-    """Return the role of each axis of each leaf that is picked.
+    """Return by path the role of each axis of each leaf that is picked (a pytree like `params` of booleans).
+
+    A bias, and whatever has fewer than two axes, is "whole", save for the stacked axes of its layer.
 
     Args:
-      params: pytree of arrays.
-      picked: pytree like `params` of booleans.
       kinds: for ambiguous kernels, from a layer (as `sp_jax.layer` names it, or any filter) to a role for each axis:
         "stacked" (separate layers), "spatial" (of a convolution's window), "in" or "out".
       output_axis: -1 where kernels are [..., in, out], 0 where [out, in, ...]; of those that `kinds` doesn't name.
-
-    Returns:
-      By path; a bias, and whatever has fewer than two axes, is "whole", save for the stacked axes of its layer.
 
     Raises:
       ValueError: a kernel is ambiguous and not named, a role is unknown or missing, their number is not that of the
         axes, or a name matches no kernel; one line.
     """
-    layers, found = by_layer(params), {}
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    layers, found = filters.by_layer(params), {}
+    leaves = [(filters.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     given = {path: (key, tuple(roles)) for path, key, roles in _matching(leaves, layers, kinds or {})}
     for (path, leaf), is_picked in zip(leaves, jax.tree.leaves(picked), strict=True):
         if is_picked and (_is_bias(path, leaf, layers) or jnp.ndim(leaf) < 2):
@@ -62,12 +49,6 @@ def axis_roles(
 def vector_axes(roles: tuple[str, ...]) -> tuple[int, ...]:
     """Return the axes of one vector of DASH: a window, where there is one, else the inputs of a unit; all of a bias.
 
-    Args:
-      roles: of a leaf, from `axis_roles`.
-
-    Returns:
-      The axes that a cosine is summed over.
-
     >>> vector_axes(("spatial", "spatial", "in", "out")), vector_axes(("in", "out", "out"))
     ((0, 1), (0,))
     """
@@ -77,16 +58,18 @@ def vector_axes(roles: tuple[str, ...]) -> tuple[int, ...]:
 
 def _matching(leaves, layers, kinds):
     """Yield (path, key, roles) of the kernels that `kinds` names, checked; the first name that fits applies."""
-    kernels = [(path, x) for path, x in leaves if is_changeable(x) and jnp.ndim(x) > 1 and not norms(path, x)]
+    kernels = [
+        (path, x) for path, x in leaves if filters.is_changeable(x) and jnp.ndim(x) > 1 and not filters.norms(path, x)
+    ]
     kernels = [(path, x) for path, x in kernels if not _is_bias(path, x, layers)]
     taken = set()
     for key, roles in kinds.items():
-        where = layer(key) if isinstance(key, str) else key
+        where = filters.layer(key) if isinstance(key, str) else key
         if not set(roles) <= set(ROLES) or not {"in", "out"} <= set(roles):
             raise ValueError(f"kinds of {key!r} must be of {', '.join(ROLES)}, with in and out among them, got {roles}")
-        fitting = [(path, x) for path, x in kernels if matches(where, path, x, layer_of(layers, path))]
+        fitting = [(path, x) for path, x in kernels if filters.matches(where, path, x, filters.layer_of(layers, path))]
         if not fitting:
-            raise ValueError(f"kinds: {key!r} matches no kernel; the paths are: {some_paths(dict(kernels))}")
+            raise ValueError(f"kinds: {key!r} matches no kernel; the paths are: {filters.some_paths(dict(kernels))}")
         for path, x in fitting:
             if len(roles) != jnp.ndim(x):
                 raise ValueError(f"kinds of {key!r} has {len(roles)} axes, {path!r} has shape {jnp.shape(x)}")
@@ -96,7 +79,7 @@ def _matching(leaves, layers, kinds):
 
 
 def _is_bias(path, leaf, layers):
-    return biases(path, leaf, layer_of(layers, path))
+    return filters.biases(path, leaf, filters.layer_of(layers, path))
 
 
 def _layers_bias(path, layers):

@@ -81,7 +81,6 @@ def l2_init_penalty(params: chex.ArrayTree, initial_params: chex.ArrayTree) -> c
     >>> l2_init_penalty({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, {"a": jnp.array([0.0]), "b": jnp.array([0.0])})
     Array(25., dtype=float32)
     """
-
     _check_first(params, initial_params)
 
     def leaf(param, first):

@@ -124,6 +124,10 @@ def _redo(model, optimizer, state, inputs, mask, strength):
     return jax.lax.cond(state.memory["step"] % REDO_STEPS == 0, search, lambda state: state, state)
 
 
+def _counter_and_utility(key, model, params, batch_stats):
+    return _step_counter(key, model, params, batch_stats) | {"utility": init_utility(params, _links(model))}
+
+
 def _continual_backprop(model, optimizer, state, inputs, mask, strength):
     memory = state.memory | {"step": state.memory["step"] + 1}
     seen, links = model.activations(state.params, state.batch_stats, inputs, mask, True), _links(model)
@@ -142,41 +146,22 @@ def _continual_backprop(model, optimizer, state, inputs, mask, strength):
 
 none = Method()
 l2_init = Method(
-    init=lambda key, model, params, batch_stats: {"initial": params},
-    gradient=_l2_init_gradient,
-    default_strength=1e-3,
-    symbol="c",
-    label="L2 Init",
-)
+    init=lambda key, model, params, batch_stats: {"initial": params}, gradient=_l2_init_gradient,
+    default_strength=1e-3, symbol="c", label="L2 Init",
+)  # fmt: skip
 hare_tortoise = Method(
-    init=_start_together,
-    after_step=_tortoise_follows,
-    after_epoch=_hare_jumps,
-    restarted=_both_restarted,
-    evaluated=_tortoise,
-    default_strength=0.999,
-    symbol="μ",
-    label="Hare and Tortoise",
-)
+    init=_start_together, after_step=_tortoise_follows, after_epoch=_hare_jumps, restarted=_both_restarted,
+    evaluated=_tortoise, default_strength=0.999, symbol="μ", label="Hare and Tortoise",
+)  # fmt: skip
 redo = Method(init=_step_counter, after_step=_redo, default_strength=0.025, symbol="τ", label="ReDo", needs_links=True)
 continual_backprop = Method(
-    init=lambda key, model, params, batch_stats: (
-        _step_counter(key, model, params, batch_stats) | {"utility": init_utility(params, _links(model))}
-    ),
-    after_step=_continual_backprop,
-    default_strength=1e-4,
-    symbol="ρ",
-    label="continual backprop",
-    needs_links=True,
-    steps_per_entry=True,
-)
+    init=_counter_and_utility, after_step=_continual_backprop,
+    default_strength=1e-4, symbol="ρ", label="continual backprop", needs_links=True, steps_per_entry=True,
+)  # fmt: skip
 METHODS = {
-    "none": none,
-    "l2_init": l2_init,
-    "hare_tortoise": hare_tortoise,
-    "redo": redo,
+    "none": none, "l2_init": l2_init, "hare_tortoise": hare_tortoise, "redo": redo,
     "continual_backprop": continual_backprop,
-}
+}  # fmt: skip
 
 
 def check_method(method: Method, model: Model) -> None:

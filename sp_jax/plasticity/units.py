@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sp_jax.transforms import check_same, like
-from sp_jax.transforms.filters import is_changeable, path_name, some_paths
+from sp_jax.transforms.filters import by_path, is_changeable, path_name, some_paths
 
 KERNEL, SCALE, BIAS = ("kernel", "w"), ("scale",), ("bias", "b", "offset")  # names in Flax and in Haiku
 
@@ -45,7 +45,7 @@ def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
       ValueError: a layer or its kernel is missing, sizes do not fit, two links have one incoming layer, a layer reads
         itself; names the path, the shapes and what was expected.
     """
-    shapes = {path: jnp.shape(x) for path, x in flatten(params).items() if is_changeable(x)}
+    shapes = {path: jnp.shape(x) for path, x in by_path(params).items() if is_changeable(x)}
     seen = set()
     for link in links:
         if link.incoming in seen:
@@ -79,17 +79,8 @@ def _check_sizes(shapes, link):
 
 
 def check_activations(params: chex.ArrayTree, activations: Mapping[str, chex.Array], links: Sequence[Link]) -> None:
-    """Check that each link has activations of its units.
-
-    Args:
-      params: pytree of arrays, nested dictionaries; the links fit it.
-      activations: [B, ..., units] for each incoming path.
-      links: as for `check_links`.
-
-    Raises:
-      ValueError: missing activations, or another shape.
-    """
-    weights = flatten(params)
+    """Raise a ValueError where a link has no activations [B, ..., units] of its units; the links fit the parameters."""
+    weights = by_path(params)
     for link in links:
         units = weights[leaf_path(weights, link.incoming, KERNEL)].shape[-1]
         shape = jnp.shape(activations[link.incoming]) if link.incoming in activations else "none"
@@ -98,10 +89,7 @@ def check_activations(params: chex.ArrayTree, activations: Mapping[str, chex.Arr
 
 
 def replace_units(
-    params: chex.ArrayTree,
-    fresh_params: chex.ArrayTree,
-    replaced: Mapping[str, chex.Array],
-    links: Sequence[Link],
+    params: chex.ArrayTree, fresh_params: chex.ArrayTree, replaced: Mapping[str, chex.Array], links: Sequence[Link]
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Draw units anew: fresh incoming weights, bias zero, fresh norm, outgoing weights zero (ReDo, Sokar et al. 2023;
     continual backprop, Dohare et al. 2024).
@@ -134,7 +122,7 @@ def replace_units(
     check_same(params, fresh_params)
     if set(replaced) != {link.incoming for link in links}:
         raise ValueError(f"replaced has the layers {sorted(replaced)}, expected those of the links")
-    weights, fresh = flatten(params), flatten(fresh_params)
+    weights, fresh = by_path(params), by_path(fresh_params)
     changed = {path: jnp.zeros(np.shape(x), bool) for path, x in weights.items()}
 
     def put(path, where, value):
@@ -159,26 +147,13 @@ def replace_units(
 
 
 def without_biases(changed: chex.ArrayTree, links: Sequence[Link]) -> chex.ArrayTree:
-    """Mark the units' biases as unchanged: ReDo's authors keep their moments (Sokar et al. 2023).
-
-    Args:
-      changed: from `replace_units`.
-      links: the same; static.
-
-    Returns:
-      A pytree like `changed`.
-    """
-    leaves = flatten(changed)
+    """Return `changed`, of `replace_units`, less the biases, whose moments ReDo's authors keep (Sokar et al. 2023)."""
+    leaves = by_path(changed)
     for link in links:
         path = leaf_path(leaves, link.incoming, BIAS)
         if path in leaves:
             leaves[path] = jnp.zeros_like(leaves[path])
     return rebuild(changed, leaves)
-
-
-def flatten(params: chex.ArrayTree) -> dict[str, chex.Array]:
-    """Return the leaves by their paths, "hidden_0/kernel"."""
-    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def leaf_path(leaves: Mapping[str, Any], layer: str | None, names: Sequence[str]) -> str:

@@ -35,33 +35,10 @@ from sp_jax.restarts.rules import (
     shrink_perturb,
     warm_start,
 )
-from sp_jax.restarts.state import (
-    OPTIMIZER_STATES,
-    STATISTICS,
-    DataPass,
-    Restart,
-    as_restart,
-    make_restart,
-    no_restart,
-)
+from sp_jax.restarts.state import OPTIMIZER_STATES, STATISTICS, DataPass, Restart, as_restart, make_restart, no_restart
 
 __all__ = [
-    "OPTIMIZER_STATES",
-    "STATISTICS",
-    "DataPass",
-    "Restart",
-    "Rule",
-    "as_restart",
-    "fire",
-    "fresh_noise",
-    "gaussian_noise",
-    "make_dash",
-    "make_fire",
-    "make_restart",
-    "no_restart",
-    "only_layers",
-    "random_init",
-    "recalibrate",
-    "shrink_perturb",
-    "warm_start",
+    "OPTIMIZER_STATES", "STATISTICS", "DataPass", "Restart", "Rule", "as_restart", "fire", "fresh_noise",
+    "gaussian_noise", "make_dash", "make_fire", "make_restart", "no_restart", "only_layers", "random_init",
+    "recalibrate", "shrink_perturb", "warm_start",
 ]  # fmt: skip

@@ -39,8 +39,7 @@ def make_dash(
         after the last of them is one more. None: chunks are of `batches_per_chunk` batches, the newest may have fewer.
       batches_per_chunk: where there are no `arrivals`.
       decay: α, a scalar in [0, 1]; the weight of the newest chunk.
-      norms: as of `sp_jax.plasticity.dash`.
-      kinds: as of `sp_jax.plasticity.dash`.
+      norms, kinds: as of `sp_jax.plasticity.dash`.
       **policies: of `make_restart`.
 
     Returns:

@@ -53,15 +53,8 @@ def fire(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
 
 
 def make_fire(*, where: Callable | None = None, kinds: Kinds | None = None) -> Rule:
-    """Make the rule `fire` for chosen kernels, or for networks with kernels whose axes must be declared (`kinds`).
-
-    Args:
-      where: which kernels change, as for `sp_jax.plasticity.orthogonalize`; by default all.
-      kinds: what the axes of a kernel are, as for `orthogonalize`: `{"query": ("in", "out", "out")}`.
-
-    Returns:
-      A rule; it raises a ValueError as `orthogonalize`.
-    """
+    """Make the rule `fire` for chosen kernels, or for networks with kernels whose axes must be declared (`kinds`): both
+    as for `sp_jax.plasticity.orthogonalize`, which raises a ValueError where they do not fit."""
 
     def rule(key, params, fresh_params, *, shrink=1.0, noise_scale=0.0):
         del key, fresh_params, shrink, noise_scale
@@ -73,11 +66,8 @@ def make_fire(*, where: Callable | None = None, kinds: Kinds | None = None) -> R
 def only_layers(*names: str) -> Rule:
     """Make the rule λ·θ + σ·fresh on the named layers alone; the others are warm-started (Figure 14: the last layer).
 
-    Args:
-      *names: parts of parameter paths. The caller names the last layer: pytrees sort names alphabetically.
-
-    Returns:
-      A rule; it raises a ValueError where no layer has one of these names.
+    The names are parts of parameter paths. The caller names the last layer: pytrees sort names alphabetically. The rule
+    raises a ValueError where no layer has one of these names.
     """
 
     def rule(key, params, fresh_params, *, shrink, noise_scale):

@@ -95,14 +95,10 @@ def make_restart(
         batches; parameters of other shapes than `fresh` that are to stay the same, or of which it is not certain how
         they grow (in the restart; names the path).
     """
-    for name, value, known in (
-        ("statistics", statistics, STATISTICS),
-        ("optimizer_state", optimizer_state, OPTIMIZER_STATES),
-        ("counts", counts, COUNTS),
-        ("shapes", shapes, SHAPES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    transforms.check_choice("statistics", statistics, STATISTICS)
+    transforms.check_choice("optimizer_state", optimizer_state, OPTIMIZER_STATES)
+    transforms.check_choice("counts", counts, COUNTS)
+    transforms.check_choice("shapes", shapes, SHAPES)
     if not callable(rule):
         raise ValueError(f"rule must be a function, as sp_jax.restarts.shrink_perturb, got {rule!r}")
     if statistics == "recalibrate" and model is None:

@@ -6,13 +6,9 @@ import secrets
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file in place of an older one, and wait until it is on the disk.
+    """Write a file (text as UTF-8) in place of an older one, and wait until it is on the disk; its folder exists.
 
     Where several processes write it at the same time the last one wins; a reader finds the whole text of one of them.
-
-    Args:
-      path: of the file; its folder exists.
-      content: all of it; text as UTF-8.
 
     Raises:
       OSError: it cannot be written; the older one is as it was.

@@ -71,12 +71,8 @@ class Store:
         return self._write and time.monotonic() - self._saved > max(self._every, LEAST_WORK * self._took)
 
     def save(self, trees: Mapping[str, chex.ArrayTree], note: Mapping[str, Any], *, midway: bool = False) -> None:
-        """Save pytrees of NumPy arrays by name, atomically, then delete checkpoints that are no longer needed.
-
-        Args:
-          trees: by the names of groups.
-          note: plain JSON.
-          midway: in the middle of a round.
+        """Save pytrees of NumPy arrays by name, and a note of plain JSON, atomically, then delete checkpoints that are
+        no longer needed; `midway` in the middle of a round.
 
         Raises:
           CheckpointError: they cannot be written; earlier checkpoints are unchanged.
@@ -129,11 +125,7 @@ class Store:
         return newest.note if newest else {}
 
     def load(self, point: Point, like: Mapping[str, chex.ArrayTree]) -> dict[str, chex.ArrayTree]:
-        """Load the pytrees of a checkpoint, as NumPy arrays.
-
-        Args:
-          point: from `resume`.
-          like: by name, pytrees of `jax.ShapeDtypeStruct`.
+        """Load the pytrees of a checkpoint, as NumPy arrays; `like` has their `jax.ShapeDtypeStruct` by name.
 
         Raises:
           CheckpointError: they are of another structure.

@@ -98,13 +98,7 @@ def load(path: str | pathlib.Path, *, like: tuple[chex.ArrayTree, chex.ArrayTree
 
 
 def read_note(path: str | pathlib.Path) -> dict[str, Any]:
-    """Return the note of a file, without reading its arrays or verifying its checksum.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      The note that `save` was given.
+    """Return the note that `save` was given, without reading the file's arrays or verifying its checksum.
 
     Raises:
       CheckpointError: there is no such file, or it is damaged.

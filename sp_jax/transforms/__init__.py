@@ -7,6 +7,7 @@
 from sp_jax.transforms.arithmetic import (
     Amount,
     Labels,
+    check_choice,
     check_fraction,
     check_noise_scale,
     check_same,
@@ -19,6 +20,6 @@ from sp_jax.transforms.arithmetic import (
 )
 
 __all__ = [
-    "Amount", "Labels", "check_fraction", "check_noise_scale", "check_same", "check_shrink", "gaussian_like", "like",
-    "perturb", "shrink", "shrink_perturb",
+    "Amount", "Labels", "check_choice", "check_fraction", "check_noise_scale", "check_same", "check_shrink",
+    "gaussian_like", "like", "perturb", "shrink", "shrink_perturb",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ in at least float32 and returned in their own dtype.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import chex
 import jax
@@ -78,14 +78,15 @@ def shrink_perturb(
 
 def _amounts(params, shrink, noise_scale, labels):
     """Return a pytree like `params` of (λ, σ), checked."""
+    both = {"shrink": shrink, "noise_scale": noise_scale}
     if labels is None:
-        for name, amount in (("shrink", shrink), ("noise_scale", noise_scale)):
+        for name, amount in both.items():
             if isinstance(amount, Mapping):
                 raise ValueError(f"{name} is a mapping, which needs labels: say which leaf has which of {[*amount]}")
         check_shrink(shrink)
         check_noise_scale(noise_scale)
         return jax.tree.map(lambda _: (shrink, noise_scale), params)
-    for name, amount in (("shrink", shrink), ("noise_scale", noise_scale)):
+    for name, amount in both.items():
         if not isinstance(amount, Mapping):
             raise ValueError(f"with labels, {name} must be a mapping from each label to its value, got {amount}")
     jax.tree.map(check_shrink, dict(shrink))
@@ -96,11 +97,10 @@ def _amounts(params, shrink, noise_scale, labels):
         check_same(labelled, params, names=("labels", "params"), advice="label each leaf, as sp_jax.labels does")
 
     def amount(path, _, label):
-        for name, known in (("shrink", shrink), ("noise_scale", noise_scale)):
+        for name, known in both.items():
             if label not in known:
-                raise ValueError(
-                    f"leaf {filters.path_name(path)!r} has the label {label!r}, for which {name} has no value"
-                )
+                leaf = filters.path_name(path)
+                raise ValueError(f"leaf {leaf!r} has the label {label!r}, for which {name} has no value")
         return shrink[label], noise_scale[label]
 
     return jax.tree_util.tree_map_with_path(amount, params, labelled)
@@ -124,11 +124,7 @@ def shrink(params: chex.ArrayTree, *, shrink: chex.Numeric, where: Callable | No
 
 
 def perturb(
-    params: chex.ArrayTree,
-    fresh_params: chex.ArrayTree,
-    *,
-    noise_scale: chex.Numeric,
-    where: Callable | None = None,
+    params: chex.ArrayTree, fresh_params: chex.ArrayTree, *, noise_scale: chex.Numeric, where: Callable | None = None
 ) -> chex.ArrayTree:
     """Add σ times a freshly drawn network: `shrink_perturb` without shrinking (the row λ = 1 of Figure 8).
 
@@ -185,8 +181,7 @@ def check_same(
     advice: str = "draw both from one initialiser",
 ) -> None:
     """Raise a ValueError that names the first path where two trees differ in structure or in shape, and the advice."""
-    old = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    new = {filters.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(other)}
+    old, new = filters.by_path(params), filters.by_path(other)
     for path in [*old, *new]:
         if path not in new or path not in old:
             has, lacks = names if path in old else names[::-1]
@@ -201,6 +196,12 @@ def check_same(
         )
 
 
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise a ValueError where a value is none of those that are known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
 def check_fraction(name: str, value: chex.Numeric) -> None:
     """Raise a ValueError where a value is no scalar, or a number on the host outside [0, 1] or NaN."""
     if not _is_scalar(value) or (_is_on_host(value) and not 0 <= value <= 1):
@@ -208,15 +209,7 @@ def check_fraction(name: str, value: chex.Numeric) -> None:
 
 
 def like(x: chex.Array, leaf: chex.ArrayTree) -> chex.Array:
-    """Return an array in the dtype of a leaf, weakly typed where the leaf is.
-
-    Args:
-      x: any shape.
-      leaf: an array of the same shape, or a number.
-
-    Returns:
-      An array.
-    """
+    """Return an array in the dtype of a leaf (an array of its shape, or a number), weakly typed where the leaf is."""
     x = jnp.asarray(x, jnp.result_type(leaf))
     if not getattr(leaf, "weak_type", False):
         return x

@@ -161,6 +161,11 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def by_path(params: chex.ArrayTree) -> dict[str, Any]:
+    """Return the leaves by their paths, as `path_name` writes them."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
 def is_changeable(leaf: Any) -> bool:
     """Return whether a leaf is a floating or complex array or number: a transform may change only these."""
     if isinstance(leaf, (float, complex)):
@@ -169,14 +174,9 @@ def is_changeable(leaf: Any) -> bool:
 
 
 def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
-    """Return which leaves a transform changes.
+    """Return which leaves a transform changes: a pytree of Python booleans, floating or complex, and picked by `where`.
 
-    Args:
-      params: pytree of arrays.
-      where: a filter, or a function of paths; None picks everything.
-
-    Returns:
-      A pytree of Python booleans: floating or complex, and picked by `where`.
+    `where` is a filter, or a function of paths; None picks everything.
 
     Raises:
       ValueError: `where` is no function, or picks none of the leaves that can change; names some paths that it could
@@ -187,12 +187,12 @@ def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
     if not callable(where):
         raise ValueError(f"where must be a filter, as sp_jax.layer('head'), or a function of a path, got {where!r}")
     layers = by_layer(params)
-    picked = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            is_changeable(leaf) and matches(where, name := path_name(path), leaf, layer_of(layers, name))
-        ),
-        params,
-    )
+
+    def is_picked(path, leaf):
+        name = path_name(path)
+        return is_changeable(leaf) and matches(where, name, leaf, layer_of(layers, name))
+
+    picked = jax.tree_util.tree_map_with_path(is_picked, params)
     if not any(jax.tree.leaves(picked)):
         raise ValueError(f"the filter `where` matches no floating leaf; the paths are: {some_paths(params)}")
     return picked
@@ -201,8 +201,8 @@ def pick(params: chex.ArrayTree, where: Callable | None) -> chex.ArrayTree:
 def by_layer(params: chex.ArrayTree) -> dict[str, dict[str, Any]]:
     """Return the leaves of each layer by their names; a layer's name is the part of a path before the last slash."""
     layers = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        layer, _, name = path_name(path).rpartition("/")
+    for path, leaf in by_path(params).items():
+        layer, _, name = path.rpartition("/")
         layers.setdefault(layer, {})[name] = leaf
     return layers
 
@@ -214,8 +214,7 @@ def layer_of(layers: Mapping[str, Mapping[str, Any]], path: str) -> Mapping[str,
 
 def some_paths(params: chex.ArrayTree, at_most: int = 8) -> str:
     """Return the first paths of the leaves that can change, for a message."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    paths = [path_name(path) for path, leaf in leaves if is_changeable(leaf)]
+    paths = [path for path, leaf in by_path(params).items() if is_changeable(leaf)]
     return (", ".join(paths[:at_most]) + (", …" if len(paths) > at_most else "")) or "(none)"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from sp_jax.transforms import arithmetic
 from sp_jax.transforms import layouts as layouts_module
-from sp_jax.transforms.filters import is_changeable, path_name
+from sp_jax.transforms.filters import by_path, is_changeable, path_name
 from sp_jax.transforms.layouts import Grows, Layouts, Shape
 from sp_jax.types import Model
 
@@ -92,8 +92,7 @@ def expand(
       tree: pytree of arrays.
       fresh: pytree of arrays, as `grown` has it.
       fill: from a leaf of `fresh` to the array whose values the new entries get; by default the leaf itself.
-      layouts: as `grown` has it.
-      renamed: as `grown` has it.
+      layouts, renamed: as `grown` has them.
       params: the old parameters, where `tree` is what belongs to them and so is not checked again: of an optimiser's
         state, what mirrors a parameter (its path ends with that one's) grows as it does, and what has another shape
         (Adafactor's rows) begins anew where that changes; BatchNorm's statistics grow as is declared of their paths.
@@ -108,7 +107,7 @@ def expand(
         grown(tree, fresh, layouts=layouts, renamed=renamed)
     shapes = _shapes(tree if params is None else params)
     old = {}
-    for path, x in _leaves(tree).items():
+    for path, x in by_path(tree).items():
         end = next((end for end in _ends(path) if end in shapes), path)
         name = layouts_module.rename(end, renamed)
         old[path.removesuffix(end) + name] = x, name, shapes.get(end, jnp.shape(x)) == jnp.shape(x)
@@ -145,8 +144,7 @@ def grow(
       fresh_params: pytree of arrays, freshly drawn, as `grown` has it.
       shrink: λ, a scalar in [0, 1], of the old entries.
       noise_scale: σ >= 0, a scalar, of the old entries.
-      layouts: as `grown` has it.
-      renamed: as `grown` has it.
+      layouts, renamed: as `grown` has them.
 
     Returns:
       A pytree like `fresh_params`.
@@ -180,15 +178,7 @@ def keep_new(
 ) -> chex.ArrayTree:
     """Return `mixed` at the old entries and `fresh_params` at the new ones, undoing a rule's change of the latter.
 
-    Args:
-      params: pytree of arrays, before they grew.
-      mixed: pytree like `fresh_params`.
-      fresh_params: pytree of arrays, as `grown` has it.
-      layouts: as `grown` has it.
-      renamed: as `grown` has it.
-
-    Returns:
-      A pytree like `fresh_params`.
+    `params` are those before they grew; all else is as `grown` and `expand` have it.
     """
     how = {"layouts": layouts, "renamed": renamed}
     if not grown(params, fresh_params, **how):
@@ -207,18 +197,10 @@ def check_function(
     renamed: Mapping[str, str] | None,
     inputs: chex.Array,
 ) -> None:
-    """Check on a few samples that the grown network computes the old function where all new entries are zero.
+    """Check on a few samples, `inputs` [B, ...], that the grown network computes the old function where all new entries
+    are zero; `layouts` and `renamed` are as `grown` has them.
 
     Networks with new layers are not checked, nor are old ones whose logits are not finite.
-
-    Args:
-      old_model: before it grew.
-      old_params: its parameters.
-      old_stats: its BatchNorm statistics.
-      new_model: the grown one.
-      layouts: as `grown` has it.
-      renamed: as `grown` has it.
-      inputs: [B, ...], some samples.
 
     Raises:
       ValueError: the logits of the old classes differ by more than rounding, in evaluation mode.
@@ -265,9 +247,5 @@ def _ends(path):
     return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
-def _leaves(tree):
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def _shapes(tree):
-    return {path: tuple(jnp.shape(leaf)) for path, leaf in _leaves(tree).items()}
+    return {path: tuple(jnp.shape(leaf)) for path, leaf in by_path(tree).items()}

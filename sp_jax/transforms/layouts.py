@@ -43,15 +43,7 @@ Layouts = Mapping[str, Mapping[int, Layout]]
 
 
 def of_leaf(layouts: Layouts | None, path: str, ndim: int) -> dict[int, Layout]:
-    """Return the declared layouts of a leaf.
-
-    Args:
-      layouts: see the module; None is nothing.
-      path: of the leaf, "head/kernel".
-      ndim: how many axes it has.
-
-    Returns:
-      From negative axes to their layouts; of two keys that name an axis, the longer one's.
+    """Return the declared layouts of a leaf of so many axes, by negative axis; of two keys for one, the longer's.
 
     Raises:
       ValueError: an entry that is no mapping, or a key that names the leaf itself and an axis that it lacks.
@@ -80,15 +72,7 @@ def rename(path: str, renamed: Mapping[str, str] | None) -> str:
 
 
 def places(layout: Layout, old: int, new: int) -> np.ndarray:
-    """Return where the entries of an old axis lie in the grown one.
-
-    Args:
-      layout: of the axis.
-      old: its size.
-      new: its size in the grown network.
-
-    Returns:
-      [old] integers below `new`.
+    """Return where the entries of an axis of size `old` lie in the grown one of size `new`: [old] integers below it.
 
     Raises:
       ValueError: a layout that does not fit the sizes.
@@ -123,10 +107,7 @@ def sizes(layout: Layout, size: int, side: int) -> list[int]:
 def check_names(old: Shapes, new: Shapes, renamed: Mapping[str, str] | None) -> None:
     """Check that layers which are numbered in order keep their numbers where layers are added.
 
-    Args:
-      old: shapes by path, of the trained network.
-      new: of the grown one.
-      renamed: from old layers to new ones; an entry for one layer confirms all that are numbered with it.
+    `renamed` maps old layers to new ones; an entry for one layer confirms all that are numbered with it.
 
     Raises:
       ValueError: a new layer beside numbered ones, of Flax's automatic names (`Dense_3`), or (`layers/3`, `linear_3`)
@@ -197,12 +178,8 @@ _HOW = "-1 where the new entries follow the old ones, (k, -1) for [k, units], [n
 
 
 def check_layouts(old: Shapes, new: Shapes, layouts: Layouts | None) -> None:
-    """Check that the growth of each axis that grows is unambiguous, by its declaration or by the shapes.
-
-    Args:
-      old: shapes by path, of the trained network, under the names of the grown one.
-      new: of the grown one.
-      layouts: see the module.
+    """Check that the growth of each axis that grows is unambiguous, by its declaration or by the shapes; `old` are
+    those of the trained network under the names of the grown one.
 
     Raises:
       ValueError: a key of `layouts` that names nothing, a layout that does not fit, or an axis whose growth is

@@ -91,9 +91,7 @@ def adam_per_entry(
 
     Args:
       learning_rate: η, a scalar or an optax schedule, whose own count is one for all.
-      b1: β1.
-      b2: β2.
-      eps: as `optax.adam` has it.
+      b1, b2, eps: as of `scale_by_adam_per_entry`.
 
     Returns:
       An `optax.GradientTransformation`.
@@ -138,8 +136,7 @@ def reset_changed(
     >>> reset_changed(state, optimizer.init(params), params, changed)[0].trace
     {'body': Array([1.], dtype=float32), 'head': Array([0.], dtype=float32)}
     """
-    if counts not in COUNTS:
-        raise ValueError(f"counts must be one of {', '.join(COUNTS)}, got {counts!r}")
+    arithmetic.check_choice("counts", counts, COUNTS)
     if jax.tree.structure(opt_state) != jax.tree.structure(fresh_opt_state):
         raise ValueError("opt_state and fresh_opt_state are of different structure: draw both from one optimizer.init")
     arithmetic.check_same(

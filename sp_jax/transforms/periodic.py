@@ -131,8 +131,7 @@ def restart_at(
       shrink: λ in [0, 1], a scalar, or with `labels` a mapping from each label.
       noise_scale: σ >= 0, a scalar, or with `labels` a mapping from each label.
       last_step: integer scalar, no restart after this step; None for no end.
-      where: which leaves change, as for `shrink_perturb`.
-      labels: groups of leaves, as for `shrink_perturb`.
+      where, labels: which leaves change, and their groups, as for `shrink_perturb`.
 
     Returns:
       A pytree like `params`; leaves that `where` does not pick are the same objects.
@@ -202,12 +201,7 @@ def periodic_restart(
       init: from a key to freshly drawn parameters, as for `restart_at`. Within `optax.masked` or `optax.partition`,
         where the wrapper sees some parameters alone, it must draw just these; choose with `where` instead.
       key: a PRNG key; consumed. The restart after update t draws from `jax.random.fold_in(key, t)`.
-      every: integer scalar, in updates. May be traced, as all scalars here.
-      shrink: λ in [0, 1], a scalar, or with `labels` a mapping from each label.
-      noise_scale: σ >= 0, a scalar, or with `labels` a mapping from each label.
-      last_step: integer scalar, no restart after this update; None for no end.
-      where: which leaves change, as for `shrink_perturb`.
-      labels: groups of leaves, as for `shrink_perturb`.
+      every, shrink, noise_scale, last_step, where, labels: as for `restart_at`; updates are the steps.
       optimizer_state: what becomes of the inner state at a restart. `"keep"`: nothing; `"reset"`: `inner.init` of the
         new parameters, all of it (schedules, injected hyperparameters and seeds begin anew too); `"reset_changed"`:
         only what belongs to leaves that change.
@@ -236,9 +230,8 @@ def periodic_restart(
     [0.25]
     """
     is_due(0, every=every, last_step=last_step)  # raises for invalid arguments before a long run
-    for name, value, known in (("optimizer_state", optimizer_state, OPTIMIZER_STATES), ("counts", counts, COUNTS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    arithmetic.check_choice("optimizer_state", optimizer_state, OPTIMIZER_STATES)
+    arithmetic.check_choice("counts", counts, COUNTS)
     inner = optax.with_extra_args_support(inner)
     impl = jax.random.key_impl(key)
 

@@ -106,6 +106,7 @@ def _check_partial_reports(folder, whole):
         assert f"Partial: {len(kept)} of {len(lines) - 1} lane-rounds" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_at_work_in_all_cells_is_a_column_of_the_results(tmp_path):
     given = {**TINY, **ONLINE, "rounds": 2, "method": "l2_init", "restart": "warm_start"}
     for name, strength in (("published", {}), ("own", {"method_strength": "0.5"})):
@@ -146,6 +147,7 @@ def test_the_curves_hold_every_epoch_and_survive_a_resume(tmp_path, monkeypatch)
             assert (found["epoch"], found["value"]) == (row["epochs"], row["validation_accuracy"])
 
 
+@pytest.mark.slow
 def test_early_switches_are_the_first_phase_at_that_epoch(tmp_path):
     call(experiment="early_switch", curves=True, workdir=str(tmp_path), **{**TINY, "first_epochs": "1,3"})
     curves = results.read_curves(tmp_path / "curves.csv")

@@ -57,7 +57,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_rows_and_parame
     assert (found["rows lost"], found["rows doubled"]) == (0, 0)
 
 
-@pytest.mark.parametrize("number", signals.Stop.SIGNALS)
+@pytest.mark.parametrize(
+    "number", [pytest.param(each, marks=[pytest.mark.slow] * (i > 0)) for i, each in enumerate(signals.Stop.SIGNALS)]
+)
 def test_a_signal_stops_at_the_next_safe_point_and_says_how_to_go_on(
     whole, tmp_path, capsys, caplog, monkeypatch, number
 ):
@@ -154,7 +156,7 @@ def test_two_runs_in_one_folder_are_refused(whole, capsys):
 
 # Orbax leaves coroutines behind where it cannot write, which say so when they are collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("room", [300, 1500, 4000])
+@pytest.mark.parametrize("room", [1500, *(pytest.param(room, marks=pytest.mark.slow) for room in (300, 4000))])
 def test_out_of_room_a_run_says_so_and_goes_on_when_there_is_some(whole, tmp_path, capsys, room):
     """Too little for the settings, for a checkpoint, for the figures."""
     folder, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -275,6 +277,7 @@ def test_damage_is_named_and_nothing_is_overwritten(whole, tmp_path, capsys):
     assert json.loads((whole / "config.json").read_text())["checksum"]
 
 
+@pytest.mark.slow
 def test_a_middle_of_a_round_remembers_the_curves(tmp_path, monkeypatch, capsys):
     given = {"experiment": "online", "curves": True, **TINY}
     call(workdir=str(tmp_path / "whole"), **given)

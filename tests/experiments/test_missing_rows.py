@@ -114,7 +114,12 @@ def deleted(rows, fraction, key):
     return [row for row, kept in zip(rows, keep, strict=True) if kept] or list(rows[:1])
 
 
-@pytest.mark.parametrize("name", registry.NAMES)
+QUICK = ("online", "two_phase")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in registry.NAMES]
+)
 def test_any_rows_may_be_deleted(name, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, folder, name: figure.draw_without_rendering() or folder / name)
     config, rows, curves = kept(name)
@@ -136,7 +141,9 @@ def test_any_rows_may_be_deleted(name, tmp_path, monkeypatch):
             run_report._figures(run)
 
 
-@pytest.mark.parametrize("name", ["early_switch", "figure1", "pretraining"])
+@pytest.mark.parametrize(
+    "name", ["early_switch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("figure1", "pretraining"))]
+)
 def test_a_report_is_written_from_what_is_left(name, tmp_path):
     config, rows, curves = kept(name)
     (tmp_path / "config.json").write_text(json.dumps(config))

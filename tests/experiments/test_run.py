@@ -232,6 +232,7 @@ def test_resume_gives_the_rows_of_an_undisturbed_run(online, tmp_path, monkeypat
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_resume_may_ask_for_more_rounds(online, tmp_path):
     folder = tmp_path / "run"
     call(workdir=str(folder), **{**TINY, "rounds": 1})
@@ -239,6 +240,7 @@ def test_resume_may_ask_for_more_rounds(online, tmp_path):
     assert untimed(folder) == untimed(online)
 
 
+@pytest.mark.slow
 def test_streamed_rows_are_those_of_resident_data_and_a_run_may_change_between_them(online, tmp_path):
     folder = tmp_path / "run"
     call(workdir=str(folder), stream=True, **{**TINY, "rounds": 1})
@@ -259,6 +261,7 @@ def test_data_are_streamed_where_they_do_not_fit(stream, memory, streams, monkey
     assert ("small stays on the host and is streamed" in caplog.text) == (stream is None and streams)
 
 
+@pytest.mark.slow
 def test_lanes_side_by_side_are_those_of_the_flag_and_remembered(tmp_path):
     folders = {1: tmp_path / "one", 2: tmp_path / "two"}
     call(workdir=str(folders[1]), restart="random_init", **TINY)
@@ -298,7 +301,9 @@ def test_resume_refuses_what_would_lose_rows(tmp_path, capsys):
     assert "holds checkpoints but no config.json" in fails(capsys, workdir=str(folder), resume=True)
 
 
-@pytest.mark.parametrize("state", ["missing", "empty", "half-made"])
+@pytest.mark.parametrize(
+    "state", ["half-made", *(pytest.param(each, marks=pytest.mark.slow) for each in ("missing", "empty"))]
+)
 def test_resume_without_a_run_starts_from_the_beginning(tmp_path, state):
     folder = tmp_path / "run"
     given = {"restart": "warm_start", **TINY}
@@ -348,6 +353,7 @@ def test_report_needs_a_run(tmp_path, capsys):
     assert "unexpected argument '0.6'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_copes_with_missing_rows(online, tmp_path):
     rows = results.read(online / "results.csv")
     for kept in (rows[:1], rows[:7], [row for row in rows if row["restart"] != "random_init"], rows[::3]):
@@ -475,13 +481,23 @@ def test_shared_rounds_and_pools_cost_their_time_once():
     assert results.seconds(first + first + second) == 11.0
 
 
+COMMAND = [sys.executable, "-m", "experiments.run"]
+
+
+@pytest.mark.slow
 def test_the_binary_as_a_user_types_it(tmp_path):
-    command = [sys.executable, "-m", "experiments.run", f"--workdir={tmp_path / 'run'}"]
-    wrong = subprocess.run([*command, "--shrink=2"], capture_output=True, text=True, cwd=ROOT)
+    wrong = subprocess.run(
+        [*COMMAND, f"--workdir={tmp_path / 'run'}", "--shrink=2"], capture_output=True, text=True, cwd=ROOT
+    )
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: --shrink=2 is out of range: λ must lie in [0, 1]\n"
+
+
+@pytest.mark.slow
+def test_the_binary_trains_as_a_user_types_it(tmp_path):
     right = subprocess.run(
-        [*command, "--restart=warm_start", "--seeds=2", "--rounds=1", "--max_epochs=2"],
+        [*COMMAND, f"--workdir={tmp_path / 'run'}", "--restart=warm_start", "--seeds=2", "--rounds=1",
+         "--max_epochs=2"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert right.returncode == 0, right.stderr

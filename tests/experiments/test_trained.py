@@ -170,6 +170,7 @@ def test_a_row_that_is_there_keeps_its_network(folder, tmp_path):
     assert path.read_bytes() == trained.load(folder, **LANE).path.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_data_sets_and_a_method_that_evaluates_another_network(tmp_path):
     given = {"hidden": "8", "fraction": 1.0, "method": "hare_tortoise", "pairs": "0.3:1e-4"}
     few = {"seeds": 1, "max_epochs": 3, "restart": "shrink_perturb"}
@@ -184,7 +185,7 @@ def test_two_data_sets_and_a_method_that_evaluates_another_network(tmp_path):
     "settings",
     [
         Settings(model="resnet18", width=2, stage_sizes=(1,), seeds=2),
-        Settings(model="birnn", width=2, dataset="reviews", seeds=2),
+        pytest.param(Settings(model="birnn", width=2, dataset="reviews", seeds=2), marks=pytest.mark.slow),
     ],
     ids=lambda settings: settings.model,
 )

@@ -111,7 +111,15 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=TRANSFORMS)
+QUICK = ("shrink_perturb", "grow", "periodic_restart", "dash", "continual_backprop")
+
+
+def some(names):
+    """These transforms, of which all but some take long together."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in names]
+
+
+@pytest.fixture(params=some(TRANSFORMS))
 def transform(request):
     return TRANSFORMS[request.param]
 
@@ -174,7 +182,7 @@ def test_sharding_stays(transform):
     assert new.sharding.is_equivalent_to(sharded, 2), new.sharding
 
 
-@pytest.mark.parametrize("name", IDENTITIES)
+@pytest.mark.parametrize("name", some(IDENTITIES))
 def test_one_and_zero_change_nothing(name):
     params = draw(0)
     for call in (TRANSFORMS[name], jax.jit(TRANSFORMS[name])):
@@ -208,6 +216,7 @@ def test_weak_types_stay_in_every_transform(name):
         assert {x.weak_type for x in jax.tree.leaves(only_floats(new))} == {weak}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initialization", ["torch", "flax"])
 def test_noise_has_the_variance_of_each_layers_own_initialiser(initialization):
     """PyTorch's: uniform in ±1/sqrt(fan_in), biases too; Flax's: LeCun normal, no bias; BatchNorm's none at all."""

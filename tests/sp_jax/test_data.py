@@ -285,6 +285,7 @@ def test_a_folder_that_does_not_exist(tmp_path, monkeypatch):
         data.load("cifar10")
 
 
+@pytest.mark.slow
 def test_real_cifar10(tfds_dir, tmp_path):
     cifar = data.load("cifar10", data_dir=tfds_dir, cache_dir=str(tmp_path))
     assert cifar.inputs.shape == (50_000, 32, 32, 3)
@@ -356,6 +357,7 @@ def test_labels_of_the_synthetic_reviews_follow_their_words():
     assert 0.9 < right / len(found.labels) < 0.98
 
 
+@pytest.mark.slow
 def test_reviews_of_imdb():
     folder = os.environ.get("TFDS_DATA_DIR")
     if not folder or not pathlib.Path(folder, "imdb_reviews").is_dir():

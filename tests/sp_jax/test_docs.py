@@ -32,6 +32,7 @@ def test_there_are_docstring_examples():
     assert len(found) >= 5
 
 
+@pytest.mark.slow
 def test_the_readmes_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks

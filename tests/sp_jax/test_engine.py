@@ -134,8 +134,10 @@ def test_restarts_may_differ_between_lanes():
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b[i]), mixed, alone)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("side_by_side", [1, 2])
+@pytest.mark.parametrize(
+    ("side_by_side", "devices"),
+    [(2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 1), (1, 2), (2, 1)))],
+)
 def test_a_lane_that_is_lost_stops_for_good_and_the_others_are_the_same_to_the_bit(devices, side_by_side):
     """Its learning rate is beyond all bounds; λ = 0 heals it, once that is bounded again."""
     engine = sweeps.Engine(TRAINER, SMALL, 4, devices=jax.devices()[:devices], side_by_side=side_by_side)

@@ -57,7 +57,14 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+def some(*quick):
+    """All methods, of which all but some take long together."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in METHODS]
+    )
+
+
+@some("dash", "continual_backprop")
 def test_small_dtypes_are_computed_in_float32_and_rounded_once(name):
     trees = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (draw(40), draw(41), draw(42, ACTIVATIONS)))
     new = jax.jit(METHODS[name])(*trees)
@@ -67,7 +74,7 @@ def test_small_dtypes_are_computed_in_float32_and_rounded_once(name):
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(trees[0]), strict=True))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@some("dash", "redo")
 def test_float64_is_computed_in_float64(name):
     with jax.enable_x64(True):
         p, q, h = draw(43, dtype=np.float64), draw(44, dtype=np.float64), draw(45, ACTIVATIONS, np.float64)
@@ -89,7 +96,7 @@ def test_float64_is_computed_in_float64(name):
     assert_close(new, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@some("l2_init", "redo")
 def test_leaves_that_are_not_floating_stay(name):
     params, other, activations = draw(46) | {"other": OTHER_LEAVES}, draw(47), draw(48, ACTIVATIONS)
     changed = {"count": jnp.int32(0), "flag": jnp.array([False]), "key": jax.random.key(2), "none": None}

@@ -1,5 +1,7 @@
 """Which leaves a transform changes, by meaning, in the names of four libraries."""
 
+import functools
+
 import equinox as eqx
 import haiku as hk
 import jax
@@ -52,10 +54,10 @@ def haiku_net(tokens):
 
 TOKENS = jnp.zeros((1, 5), jnp.int32)
 TREES = {
-    "linen": lambda: Linen().init(jax.random.key(0), TOKENS)["params"],
-    "nnx": lambda: nnx.state(Nnx(nnx.Rngs(0)), nnx.Param),
-    "equinox": lambda: Equinox(jax.random.key(0)),
-    "haiku": lambda: hk.transform(haiku_net).init(jax.random.key(0), TOKENS),
+    "linen": functools.cache(lambda: jax.jit(Linen().init)(jax.random.key(0), TOKENS)["params"]),
+    "nnx": functools.cache(lambda: nnx.state(Nnx(nnx.Rngs(0)), nnx.Param)),
+    "equinox": functools.cache(lambda: Equinox(jax.random.key(0))),
+    "haiku": functools.cache(lambda: hk.transform(haiku_net).init(jax.random.key(0), TOKENS)),
 }
 EXPECTED = {
     "linen": {

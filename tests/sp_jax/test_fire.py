@@ -47,7 +47,7 @@ def test_fire_touches_kernels_alone_and_takes_a_filter():
     params |= {"embed": {"embedding": np.ones((3, 2), np.float32)}, "list_norm": {"weight": np.ones(4)}}
     for where, picked in ((None, ["dense", "head"]), (~filters.layer("head"), ["dense"])):
         new = plasticity.orthogonalize(params, where=where)
-        for path, leaf in plasticity.units.flatten(params).items():
+        for path, leaf in filters.by_path(params).items():
             layer, name = path.split("/")
             assert (new[layer][name] is leaf) == (name != "kernel" or layer not in picked)
     with pytest.raises(ValueError, match="matches no floating leaf"):

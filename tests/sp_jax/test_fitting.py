@@ -1,5 +1,7 @@
 """Retraining one's own network on one's own arrays, and the choice of λ and σ."""
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -58,11 +60,26 @@ def fit(arrivals=(50, 100, 150), **options):
     return sp_jax.fit_rounds(0, X[:150], Y[:150], arrivals, **options)
 
 
+@functools.cache
+def monday():
+    return fit([50])
+
+
+@functools.cache
+def week(restart="shrink_perturb"):
+    return fit(restart=restart)
+
+
 def equal(a, b):
     return jax.tree.all(jax.tree.map(jnp.array_equal, a, b))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+QUICK = ("linen with BatchNorm", "functions")
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in QUICK)]
+)
 def test_any_network_learns(name):
     found = fit(network=NETWORKS[name], optimizer=optax.adam(0.02), convergence=Convergence(0.97, max_epochs=100))
     assert [r.num_train for r in found.history] == [50, 100, 150]
@@ -72,12 +89,12 @@ def test_any_network_learns(name):
 
 
 def test_a_call_a_day_is_the_same_as_one_call_for_all_days():
-    week, today = fit(), None
+    whole, today = week(), None
     for count in (50, 100, 150):
         today = fit([count], since=today)
-    assert equal(today.state, week.state)
+    assert equal(today.state, whole.state)
     assert [r.round for r in today.history] == [1, 2, 3]
-    assert [r._replace(seconds=0) for r in today.history] == [r._replace(seconds=0) for r in week.history]
+    assert [r._replace(seconds=0) for r in today.history] == [r._replace(seconds=0) for r in whole.history]
 
 
 def test_numpy_and_jax_arrays_are_the_same():
@@ -85,20 +102,20 @@ def test_numpy_and_jax_arrays_are_the_same():
         0, jnp.asarray(X[:150]), jnp.asarray(Y[:150]), (50, 100, 150), network=Net(), validation=HELD, batch_size=32,
         convergence=FEW,
     )  # fmt: skip
-    assert equal(jaxed.state, fit().state)
+    assert equal(jaxed.state, week().state)
 
 
+@pytest.mark.slow
 def test_the_edges_of_shrink_perturb_are_the_baselines():
-    assert equal(fit(shrink=1.0, noise_scale=0.0).state, fit(restart="warm_start").state)
-    assert equal(fit(shrink=0.0, noise_scale=1.0).state, fit(restart="random_init").state)
-    assert not equal(fit().state, fit(restart="warm_start").state)
+    assert equal(fit(shrink=1.0, noise_scale=0.0).state, week("warm_start").state)
+    assert equal(fit(shrink=0.0, noise_scale=1.0).state, week("random_init").state)
+    assert not equal(week().state, week("warm_start").state)
 
 
 def test_the_first_round_of_a_call_restarts_what_came_before():
     """With no training after it, the state is λ·θ + σ·fresh for the fresh network of round 2."""
-    monday = fit([50])
-    tuesday = fit([100], since=monday, convergence=Convergence.exactly(0), shrink=0.5, noise_scale=0.0)
-    expected = jax.tree.map(lambda x: 0.5 * x, monday.state.params)
+    tuesday = fit([100], since=monday(), convergence=Convergence.exactly(0), shrink=0.5, noise_scale=0.0)
+    expected = jax.tree.map(lambda x: 0.5 * x, monday().state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), tuesday.state.params, expected)
 
 
@@ -110,9 +127,13 @@ class Classes(nn.Module):
         return nn.Dense(self.count)(nn.relu(nn.Dense(16, name="body")(x)))
 
 
+three_classes = functools.cache(lambda: fit([50], network=Classes(3)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", ["shrink_perturb", "warm_start"])
 def test_a_network_with_a_class_more_goes_on_and_tells_what_grew(restart):
-    monday = fit([50], network=Classes(3))
+    monday = three_classes()
     options = {"network": Classes(4), "convergence": Convergence.exactly(0), "shrink": 0.5, "noise_scale": 0.1}
     tuesday = fit([100], since=monday, restart=restart, **options)
     assert tuesday.grown == {"Dense_0/bias": ((3,), (4,)), "Dense_0/kernel": ((16, 3), (16, 4))}
@@ -126,12 +147,13 @@ def test_a_network_with_a_class_more_goes_on_and_tells_what_grew(restart):
 
 
 def test_other_shapes_need_a_restart_that_grows():
-    before = fit([50], network=Classes(3))
+    before = three_classes()
     for rule in (restarts.warm_start, restarts.shrink_perturb):
         with pytest.raises(ValueError, match=r"'Dense_0/bias' has shape \(3,\) .* choose shapes='grow' or 'redraw'"):
             fit([50], since=before, network=Classes(4), restart=sp_jax.make_restart(rule))
 
 
+@pytest.mark.slow
 def test_an_optimiser_that_keeps_a_copy_of_the_parameters_begins_with_those_of_the_restart():
     """Schedule-free's z and the tortoise: the fresh network's would pull the warm-started one away."""
     optimizer = plasticity.hare_tortoise(optax.contrib.schedule_free_sgd(0.05), every=10)
@@ -143,9 +165,10 @@ def test_an_optimiser_that_keeps_a_copy_of_the_parameters_begins_with_those_of_t
         assert equal(state.opt_state.inner_state.z, state.params)
 
 
+@pytest.mark.slow
 def test_a_restart_may_be_a_function():
     own = sp_jax.make_restart(restarts.only_layers("Dense_1"), optimizer_state="keep")
-    assert not equal(fit(restart=own).state, fit(restart="warm_start").state)
+    assert not equal(fit(restart=own).state, week("warm_start").state)
 
 
 def test_only_what_has_arrived_is_trained_on():
@@ -159,7 +182,7 @@ def test_only_what_has_arrived_is_trained_on():
 def test_without_validation_samples_accuracy_is_nan():
     found = fit(validation=None)
     assert all(np.isnan(r.validation_accuracy) and np.isfinite(r.train_accuracy) for r in found.history)
-    assert equal(found.state, fit().state)
+    assert equal(found.state, week().state)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +233,7 @@ def test_mistakes_get_one_line(change, message):
 
 
 def test_the_network_of_since_must_be_the_same():
-    before = fit([50])
+    before = monday()
     with pytest.raises(ValueError, match=r"`since` holds another network: .* has no leaf 'Dense_0/bias'"):
         fit([50], since=before, network=nn.Dense(3))
     for seed in (-1, 1.5, 2**31):
@@ -218,11 +241,13 @@ def test_the_network_of_since_must_be_the_same():
             sp_jax.fit_rounds(seed, X, Y, network=Net())
 
 
+@pytest.mark.slow
 def test_wide_numbers_are_narrowed_without_a_word():
     wide = sp_jax.fit_rounds(0, X.astype(np.float64), Y, network=Net(), batch_size=32, convergence=FEW)
     assert equal(wide.state, sp_jax.fit_rounds(0, X, Y, network=Net(), batch_size=32, convergence=FEW).state)
 
 
+@pytest.mark.slow
 def test_random_streams_pass_through_a_choice_and_a_recalibration():
     before = fit([50], network=NETWORKS["nnx"])
     model = models.as_model(NETWORKS["nnx"], X)
@@ -243,6 +268,7 @@ def test_padding_never_reaches_a_network_that_takes_no_mask():
     np.testing.assert_array_equal(models.padding.without_padding(inputs, None), inputs)
 
 
+@pytest.mark.slow
 def test_each_choice_is_what_fit_rounds_would_have_given():
     before = fit([50, 100])
     grid = [(1.0, 0.0), (0.6, 0.01), (0.0, 1.0)]
@@ -263,7 +289,7 @@ def test_each_choice_is_what_fit_rounds_would_have_given():
 
 def results(*cells):
     """[settings, seeds, fields] of (accuracy, samples visited)."""
-    row = fit([50], convergence=Convergence.exactly(1)).history[0]
+    row = monday().history[0]
     made = [[row._replace(validation_accuracy=a, samples_seen=n) for a, n in cell] for cell in cells]
     return np.array(made, object)
 
@@ -283,26 +309,41 @@ def test_the_rule_is_the_cheapest_within_one_standard_error_of_the_best():
 
 
 def test_a_grid_is_checked_before_anything_runs():
-    before = fit([50])
+    before = monday()
     for grid, message in (([], "at least one pair"), ([(2.0, 0.1)], "shrink"), ([(0.5, -1.0)], "noise_scale")):
         with pytest.raises(ValueError, match=message):
             sp_jax.tune_restart(0, X, Y, before, network=Net(), validation=HELD, grid=grid)
 
 
-def test_a_fit_that_was_saved_goes_on_as_if_it_had_stayed(tmp_path):
-    """Statistics and random streams included."""
-    path, how = tmp_path / "days" / "monday.safetensors", {"network": Dropped, "convergence": FEW, "validation": HELD}
-    monday = sp_jax.fit_rounds(0, X[:100], Y[:100], **how)
+DROPPED = {"network": Dropped, "convergence": FEW, "validation": HELD}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A fit with statistics and random streams, and where it is saved."""
+    path = tmp_path_factory.mktemp("saved") / "days" / "monday.safetensors"
+    monday = sp_jax.fit_rounds(0, X[:100], Y[:100], **DROPPED)
     sp_jax.save_fit(path, monday)
-    again = sp_jax.load_fit(path, X, network=Dropped)
-    np.testing.assert_array_equal(again.predict(X), monday.predict(X))
-    tuesday, other = (sp_jax.fit_rounds(0, X[:150], Y[:150], since=each, **how) for each in (monday, again))
+    return monday, path
+
+
+@pytest.mark.slow
+def test_a_fit_that_was_saved_goes_on_as_if_it_had_stayed(saved):
+    again = sp_jax.load_fit(saved[1], X, network=Dropped)
+    tuesday, other = (sp_jax.fit_rounds(0, X[:150], Y[:150], since=each, **DROPPED) for each in (saved[0], again))
     np.testing.assert_array_equal(other.predict(X), tuesday.predict(X))
     assert [day._replace(seconds=0) for day in other.history] == [day._replace(seconds=0) for day in tuesday.history]
+
+
+def test_a_fit_that_was_saved_predicts_the_same_and_what_is_none_is_named(saved, tmp_path):
+    monday, path = saved
+    again = sp_jax.load_fit(path, X, network=Dropped)
+    np.testing.assert_array_equal(again.predict(X), monday.predict(X))
     with pytest.raises(
         ValueError, match=r"is another one: params/Dense_0/bias is missing, the model's is float32\[3\]"
     ):
         sp_jax.load_fit(path, X, network=Net())
+    path = tmp_path / "network.safetensors"
     sp_jax.networks.save(path, sp_jax.models.as_model(Net(), X).init(jax.random.key(0))[0])
     with pytest.raises(ValueError, match="holds a network but no fit"):
         sp_jax.load_fit(path, X, network=Net())

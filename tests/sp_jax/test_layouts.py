@@ -1,5 +1,6 @@
 """Growing by what axes hold: with all that is new zero, the grown network is the old one, or growing is refused."""
 
+import functools
 import itertools
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from flax import nnx
 import sp_jax
 from sp_jax import models, restarts
 from sp_jax.training import Convergence
-from sp_jax.transforms import growth, layouts
+from sp_jax.transforms import filters, growth, layouts
 from sp_jax.transforms.layouts import Grows
 from sp_jax.types import TrainState
 
@@ -154,20 +155,29 @@ class Blocks(nn.Module):
         return nn.Dense(3)(x)
 
 
+def drawn(seed, shapes):
+    """Parameters of these shapes, which no program has to be compiled for."""
+    rng = np.random.default_rng(seed)
+    is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
+    return jax.tree.map(
+        lambda x: rng.uniform(-0.5, 0.5, x.shape).astype(x.dtype) if is_shape(x) else x, shapes, is_leaf=is_shape
+    )
+
+
 def linen(module, x):
     """(parameters, function of parameters) for a seed."""
 
     def make(seed):
-        variables = jax.jit(module.init)(jax.random.key(seed), x)
-        others = {name: value for name, value in variables.items() if name != "params"}
-        return variables["params"], lambda params, x: module.apply({"params": params, **others}, x)
+        variables = jax.eval_shape(module.init, jax.random.key(0), x)
+        others = {name: jax.tree.map(lambda x: np.ones(x.shape, x.dtype), variables[name]) for name in variables}
+        return drawn(seed, variables["params"]), lambda params, x: module.apply(others | {"params": params}, x)
 
     return make
 
 
 def haiku(forward, x):
     pair = hk.without_apply_rng(hk.transform(forward))
-    return lambda seed: (pair.init(jax.random.key(seed), x), pair.apply)
+    return lambda seed: (drawn(seed, jax.eval_shape(pair.init, jax.random.key(0), x)), pair.apply)
 
 
 def haiku_rnn(kind, width):
@@ -188,7 +198,8 @@ def haiku_attention(width):
 
 def equinox(make_module):
     def make(seed):
-        params, static = eqx.partition(make_module(jax.random.key(seed)), eqx.is_array)
+        module = drawn(seed, eqx.filter_eval_shape(make_module, jax.random.key(0)))
+        params, static = eqx.partition(module, eqx.is_array_like)
         return params, lambda params, x: jax.vmap(eqx.combine(params, static))(x)
 
     return make
@@ -204,8 +215,8 @@ def equinox_conv(width):
 
 def flax_nnx(make_module):
     def make(seed):
-        graph, state = nnx.split(make_module(nnx.Rngs(seed)))
-        return state, lambda state, x: nnx.merge(graph, state)(x)
+        graph, state = nnx.split(nnx.eval_shape(lambda: make_module(nnx.Rngs(0))))
+        return drawn(seed, state), lambda state, x: nnx.merge(graph, state)(x)
 
     return make
 
@@ -308,11 +319,11 @@ KEPT = {  # old, new, inputs, what is declared
 def test_with_all_that_is_new_zero_the_function_is_the_old_one(name):
     old, new, x, declared = KEPT[name]
     (params, before), (fresh, after) = old(0), new(1)
-    before, after = jax.jit(before), jax.jit(after)
-    grown = sp_jax.grow(params, jax.tree.map(jnp.zeros_like, fresh), layouts=declared)
     assert sp_jax.grown(params, fresh, layouts=declared)
-    expected = before(params, x)
-    np.testing.assert_allclose(after(grown, x)[..., : expected.shape[-1]], expected, atol=1e-6)
+    zero = jax.tree.map(np.zeros_like, fresh)
+    found = jax.jit(lambda p, f: after(sp_jax.grow(p, f, layouts=declared), x))(params, zero)
+    expected = jax.jit(before)(params, x)
+    np.testing.assert_allclose(found[..., : expected.shape[-1]], expected, atol=1e-6)
     assert np.ptp(expected) > 1e-3
 
 
@@ -450,11 +461,11 @@ def test_layers_whose_names_move_are_refused_and_can_be_named(name):
     grown = sp_jax.grown(params, fresh, renamed=renamed)
     assert grown
     assert all(path.startswith(f"{before}/") and was is None for path, (was, _) in grown.items())
-    taken = growth._leaves(sp_jax.grow(params, fresh, renamed=renamed))
-    for path, leaf in growth._leaves(params).items():
+    taken = filters.by_path(sp_jax.grow(params, fresh, renamed=renamed))
+    for path, leaf in filters.by_path(params).items():
         np.testing.assert_array_equal(taken[layouts.rename(path, renamed)], leaf)
     for path in grown:
-        np.testing.assert_array_equal(taken[path], growth._leaves(fresh)[path])
+        np.testing.assert_array_equal(taken[path], filters.by_path(fresh)[path])
 
 
 def test_an_automatic_name_is_asked_for_even_where_all_shapes_fit():
@@ -542,13 +553,23 @@ def fit(network, x, **options):
     return sp_jax.fit_rounds(0, x, np.arange(len(x)) % 2, network=network, **options)
 
 
-def test_fit_rounds_grows_our_own_networks_and_what_is_declared():
+@functools.cache
+def monday_of(network):
+    """A fit that several tests go on from."""
+    return fit(network, X if isinstance(network, Normed) else IMAGES)
+
+
+@pytest.mark.slow
+def test_fit_rounds_grows_our_own_networks():
     monday = fit(birnn(4, 1), TOKENS)
     tuesday = fit(birnn(6, 1), TOKENS, since=monday)
     assert tuesday.grown["head/kernel"] == ((8, 3), (12, 3))
     kernel = tuesday.state.params["head"]["kernel"].reshape(2, 6, 3)[:, :4]
     np.testing.assert_array_equal(kernel.reshape(8, 3), monday.state.params["head"]["kernel"])
-    monday = fit(Chain(4, flat=True), IMAGES)
+
+
+def test_fit_rounds_grows_what_is_declared():
+    monday = monday_of(Chain(4, flat=True))
     with pytest.raises(ValueError, match="`since` holds another network: 'body/kernel' cannot grow"):
         fit(Chain(6, flat=True), IMAGES, since=monday)
     tuesday = fit(Chain(6, flat=True), IMAGES, since=monday, layouts={"body/kernel": {-2: (16, -1)}})
@@ -556,6 +577,7 @@ def test_fit_rounds_grows_our_own_networks_and_what_is_declared():
     np.testing.assert_array_equal(kernel.reshape(64, 7), monday.state.params["body"]["kernel"])
 
 
+@pytest.mark.slow
 def test_fit_rounds_follows_layers_to_their_new_names():
     monday = fit(Blocks(2), X)
     with pytest.raises(ValueError, match=r"'Dense_3' is new .*renamed="):
@@ -566,19 +588,24 @@ def test_fit_rounds_follows_layers_to_their_new_names():
     assert set(tuesday.grown) == {"Dense_2/kernel", "Dense_2/bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", ["random_init", sp_jax.make_restart(restarts.random_init, shapes="grow")])
 def test_what_keeps_nothing_asks_for_nothing(restart):
-    monday = fit(Chain(4, flat=True), IMAGES)
+    monday = monday_of(Chain(4, flat=True))
     tuesday = fit(Chain(6, flat=True), IMAGES, since=monday, restart=restart)
     assert tuesday.grown["body/kernel"] == ((64, 7), (96, 7))
 
 
 def test_a_norm_that_mixes_units_is_found_by_trying():
-    monday = fit(Normed(4), X)
     with pytest.raises(
         ValueError, match=r"not the old one where all that is new is zero .* norm mixes .* layouts=\{\}"
     ):
-        fit(Normed(6), X, since=monday)
+        fit(Normed(6), X, since=monday_of(Normed(4)))
+
+
+@pytest.mark.slow
+def test_a_norm_that_mixes_units_is_found_by_a_choice_too_unless_it_is_said_that_nothing_is_to_be_declared():
+    monday = monday_of(Normed(4))
     with pytest.raises(ValueError, match="not the old one"):
         sp_jax.tune_restart(0, X, np.arange(4) % 2, monday, network=Normed(6), validation=(X, np.arange(4) % 2))
     assert len(fit(Normed(6), X, since=monday, layouts={}).grown) == 5

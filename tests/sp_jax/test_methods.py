@@ -78,16 +78,23 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **{"rtol": 1e-5, "atol": 1e-6, **tolerance}), a, b)
 
 
-def test_methods_of_no_strength_change_nothing():
-    plain = train(methods.none).params
-    for method, strength in ((methods.l2_init, 0.0), (methods.redo, -1.0), (methods.continual_backprop, 0.0)):
-        close(train(method, strength=strength).params, plain, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    ("method", "strength"),
+    [
+        pytest.param(methods.l2_init, 0.0, marks=pytest.mark.slow),
+        pytest.param(methods.redo, -1.0, marks=pytest.mark.slow),
+        (methods.continual_backprop, 0.0),
+    ],
+    ids=["l2_init", "redo", "continual_backprop"],
+)
+def test_methods_of_no_strength_change_nothing(method, strength):
+    close(train(method, strength=strength).params, train(methods.none).params, rtol=1e-3, atol=1e-4)
 
 
 def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initialisation():
     state, lane = train(methods.l2_init, strength=0.01), lane_of(methods.l2_init, 0.01)
     trainer = Trainer(MODEL, training.adam, 32, method=methods.l2_init)
-    first = training.init_state(trainer, lane, 0).params
+    first = jax.jit(lambda lane: training.init_state(trainer, lane, 0).params)(lane)
     close(state.memory["initial"], first, rtol=0, atol=0)
     batch = SMALL.inputs[:25], SMALL.labels[:25], jnp.ones(25, bool)
 
@@ -97,8 +104,13 @@ def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initiali
         return jnp.mean(cross_entropy(logits, batch[1])) + 0.01 * far
 
     new, _, _ = jax.jit(lambda s: training.train_step(trainer, lane.hparams, s, *batch))(state)
-    updates, _ = training.adam(lane.hparams).update(jax.grad(loss)(state.params), state.opt_state, state.params)
-    close(new.params, optax.apply_updates(state.params, updates), rtol=1e-4)
+
+    @jax.jit
+    def by_hand(state):
+        updates, _ = training.adam(lane.hparams).update(jax.grad(loss)(state.params), state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates)
+
+    close(new.params, by_hand(state), rtol=1e-4)
 
 
 def hare_state(fast, slow):
@@ -134,6 +146,10 @@ def test_a_restart_is_of_the_hare_and_of_the_tortoise():
     assert (state.params["w"][0], state.batch_stats["mean"][0]) == (2, 0)
     params, batch_stats = state.memory["slow"]
     assert (params["w"][0], batch_stats["mean"][0]) == (1, 0)
+
+
+@pytest.mark.slow
+def test_a_restart_in_the_engine_is_of_the_tortoise_too():
     shrunk, _ = rounds(methods.hare_tortoise, restarts.shrink_perturb, epochs=0)
     first, _ = rounds(methods.hare_tortoise, restarts.warm_start, epochs=0)
     close(shrunk.memory["slow"][0], jax.tree.map(lambda p: 0.5 * p, first.memory["slow"][0]))
@@ -194,6 +210,7 @@ def test_the_tortoises_steps_are_counted_anew_where_its_statistics_are(policy, s
     assert (restarted.memory["step"], restarted.memory["epoch"]) == (step, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistics", restarts.STATISTICS)
 def test_the_tortoise_is_as_good_with_statistics_that_are_reset(statistics):
     """BatchNorm, two rounds: with statistics that began at 0 and 1 it would guess (11 %)."""
@@ -268,7 +285,9 @@ def test_continual_backprop_replaces_mature_units_at_its_rate():
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize(("restart", "steps"), [(restarts.warm_start, 8), (restarts.random_init, 4)])
+@pytest.mark.parametrize(
+    ("restart", "steps"), [(restarts.warm_start, 8), pytest.param(restarts.random_init, 4, marks=pytest.mark.slow)]
+)
 def test_what_a_method_remembers_survives_a_warm_start_and_not_random_init(restart, steps):
     assert rounds(methods.continual_backprop, restart)[0].memory["step"] == steps
 
@@ -339,7 +358,7 @@ def batches(count, size, real):
     return Batches(inputs, masks, rng.integers(0, 10, (count, size)))
 
 
-@pytest.mark.parametrize("real", [40, 33, 16, 3])
+@pytest.mark.parametrize("real", [33, *(pytest.param(real, marks=pytest.mark.slow) for real in (40, 16, 3))])
 def test_dash_sweeps_the_samples_in_chunks_of_batches(real):
     """Five batches of 8, chunks of two: an average over whole chunks and the rest, by a loop over real samples."""
     params, _ = MODEL.init(jax.random.key(0))
@@ -350,20 +369,25 @@ def test_dash_sweeps_the_samples_in_chunks_of_batches(real):
     new = jax.jit(restart)(jax.random.key(2), state, fresh, shrink=0.3, noise_scale=0.0, batches=samples)
 
     inputs, labels = samples.inputs.reshape(-1, 8, 8, 1)[:real], samples.labels.reshape(-1)[:real]
-    average = jax.tree.map(jnp.zeros_like, params)
+    average = jax.tree.map(np.zeros_like, params)
+    gradient = jax.jit(jax.grad(lambda p, x, y: jnp.mean(cross_entropy(MODEL.apply(p, {}, x, None, True)[0], y))))
     for start in range(0, real, 16):
         chunk = slice(start, start + 16)
-        gradient = jax.grad(
-            lambda p, c=chunk: jnp.mean(cross_entropy(MODEL.apply(p, {}, inputs[c], None, True)[0], labels[c]))
-        )(params)
-        average = plasticity.average_gradient(average, gradient, decay=0.3)
+        average = plasticity.average_gradient(average, gradient(params, inputs[chunk], labels[chunk]), decay=0.3)
     close(new.params, plasticity.dash(params, average, shrink=0.3), rtol=1e-3, atol=1e-5)
     close(new.opt_state, fresh.opt_state)
 
 
 @pytest.mark.parametrize(
     ("arrivals", "real"),
-    [((5, 12, 20, 33), 33), ((5, 12, 20, 33), 25), ((33,), 33), ((1, 2, 3, 4, 40), 33), ((16, 24), 33), ((8, 16), 3)],
+    [
+        ((5, 12, 20, 33), 25),
+        ((8, 16), 3),
+        pytest.param((5, 12, 20, 33), 33, marks=pytest.mark.slow),
+        pytest.param((33,), 33, marks=pytest.mark.slow),
+        pytest.param((1, 2, 3, 4, 40), 33, marks=pytest.mark.slow),
+        pytest.param((16, 24), 33, marks=pytest.mark.slow),
+    ],
 )
 def test_dash_takes_one_gradient_for_each_arrival_against_numpy(arrivals, real):
     """Batches of 8 that arrivals do not divide; what came after the last arrival is one more."""
@@ -397,13 +421,10 @@ def test_dash_takes_its_gradients_in_evaluation_mode():
     restart = jax.jit(restarts.make_dash(NORMED, arrivals=(4, 13)))
     new = restart(jax.random.key(2), state, state, shrink=0.3, noise_scale=0.0, batches=samples).params
     inputs, labels = samples.inputs.reshape(-1, 8, 8, 1), samples.labels.reshape(-1)
-    average = jax.tree.map(jnp.zeros_like, params)
+    average = jax.tree.map(np.zeros_like, params)
+    gradient = jax.jit(jax.grad(lambda p, x, y: jnp.mean(cross_entropy(NORMED.apply(p, stats, x, None, False)[0], y))))
     for chunk in (slice(0, 4), slice(4, 13)):
-
-        def loss(params, chunk=chunk):
-            return jnp.mean(cross_entropy(NORMED.apply(params, stats, inputs[chunk], None, False)[0], labels[chunk]))
-
-        average = plasticity.average_gradient(average, jax.grad(loss)(params))
+        average = plasticity.average_gradient(average, gradient(params, inputs[chunk], labels[chunk]))
     close(new, plasticity.dash(params, average, shrink=0.3), rtol=1e-3, atol=1e-5)
 
 

@@ -73,28 +73,31 @@ def test_the_resnet_equals_one_by_hand_masks_strides_and_shortcuts_included():
     pixels = np.random.default_rng(1).integers(0, 256, (5, 7, 7, 3), dtype=np.uint8)
     mask = np.array([True, True, True, False, False])
     model = models.from_module(models.ResNet(10, width=4, stage_sizes=(1, 1), precision="highest"), pixels)
-    params, stats = model.init(jax.random.key(0))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    rng = np.random.default_rng(0)  # for which nothing has to be compiled
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), params)
+    stats = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), stats)
     logits, updated = jax.jit(model.apply, static_argnums=4)(params, stats, pixels, mask, True)
     expected = resnet_by_hand(jax.tree.map(np.asarray, params), pixels.astype(np.float32), mask)
     np.testing.assert_allclose(logits[mask], expected[mask], rtol=1e-3, atol=1e-4)
     assert jax.tree.structure(updated) == jax.tree.structure(stats)
     assert all(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(updated), jax.tree.leaves(stats), strict=True))
-    logits, same = model.apply(params, stats, pixels, None, False)
+    kept = []
+    logits = jax.eval_shape(lambda x: kept.append(model.apply(params, stats, x, None, False)) or kept[0][0], pixels)
     assert logits.shape == (5, 10)
-    assert same is stats
+    assert kept[0][1] is stats
 
 
 def test_mlp_and_logistic_regression():
     mlp = models.from_module(models.MLP(10), PIXELS)
-    params, stats = mlp.init(jax.random.key(0))
+    params, stats = jax.eval_shape(mlp.init, jax.random.key(0))
     assert stats == {}
     assert {name: layer["kernel"].shape for name, layer in params.items()} == {
         "hidden_0": (3072, 100), "hidden_1": (100, 100), "head": (100, 10),
     }  # fmt: skip
-    logistic, _ = models.from_module(models.MLP(10, ()), PIXELS).init(jax.random.key(0))
+    logistic, _ = jax.eval_shape(models.from_module(models.MLP(10, ()), PIXELS).init, jax.random.key(0))
     assert count(logistic) == 30_730
-    bare, _ = models.from_module(models.MLP(10, use_bias=False), PIXELS).init(jax.random.key(0))
+    bare, _ = jax.eval_shape(models.from_module(models.MLP(10, use_bias=False), PIXELS).init, jax.random.key(0))
     assert all(list(layer) == ["kernel"] for layer in bare.values())
 
 
@@ -105,7 +108,13 @@ def test_pixels_are_scaled_to_minus_one_and_one():
     assert models.scale_pixels(floats) is floats
 
 
-@pytest.mark.parametrize("module", [models.MLP(10, (200, 100)), models.ResNet(10, width=32, stage_sizes=(1,))])
+@pytest.mark.parametrize(
+    "module",
+    [
+        models.MLP(10, (200, 100)),
+        pytest.param(models.ResNet(10, width=32, stage_sizes=(1,)), marks=pytest.mark.slow),
+    ],
+)
 def test_torch_initialisation_is_uniform_in_one_over_the_root_of_fan_in(module):
     params, _ = models.from_module(module, PIXELS).init(jax.random.key(0))
     for path, layer in flat_layers(params):
@@ -133,12 +142,19 @@ def test_flax_initialisation_and_unknown_ones():
 @pytest.mark.parametrize(
     ("size", "stride", "image", "channels", "features"),
     [
-        *itertools.product((1, 3), (1, 2), ((8, 8), (7, 6)), (3,), (4,)),
+        (3, 1, (8, 8), 3, 4),
         (5, 2, (7, 6), 3, 4),
         (3, 1, (8, 8), 32, 32),  # Winograd's products
-        (3, 1, (2, 4), 32, 48),
-        (3, 1, (7, 8), 32, 32),  # which odd sizes don't suit
-        (3, 2, (8, 6), 32, 64),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *itertools.product((1,), (1, 2), ((8, 8), (7, 6)), (3,), (4,)),
+                *((3, 1, (7, 6), 3, 4), (3, 2, (8, 8), 3, 4), (3, 2, (7, 6), 3, 4)),
+                (3, 1, (2, 4), 32, 48),
+                (3, 1, (7, 8), 32, 32),  # which odd sizes don't suit
+                (3, 2, (8, 6), 32, 64),
+            )
+        ),
     ],
 )
 def test_the_convolution_for_cpus_equals_xlas(size, stride, image, channels, features):
@@ -156,10 +172,13 @@ def test_the_convolution_for_cpus_equals_xlas(size, stride, image, channels, fea
             x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=dims, precision="highest"
         )
 
-    one, pull_one = jax.vjp(ours, x, kernel)
-    other, pull_other = jax.vjp(general, x, kernel)
+    def both_ways(convolution):
+        one, pull = jax.vjp(convolution, x, kernel)
+        return one, pull(jnp.sin(one))
+
+    (one, ours_pulled), (other, generals_pulled) = (jax.jit(both_ways, static_argnums=0)(c) for c in (ours, general))
     np.testing.assert_allclose(one, other, atol=2e-5)
-    for a, b in zip(pull_one(jnp.sin(one)), pull_other(jnp.sin(one)), strict=True):
+    for a, b in zip(ours_pulled, generals_pulled, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -177,6 +196,7 @@ def test_winograds_products_in_chunks_equal_those_of_all_images(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_convolution_on_a_cpu_has_the_order_that_is_fast_in_a_loop():
     """XLA:CPU runs any other one 30 to 40 times slower inside a loop, and all training is a loop."""
     model = models.from_module(models.ResNet(10, width=16, stage_sizes=(1, 1, 1)), PIXELS)
@@ -193,8 +213,10 @@ def test_every_convolution_on_a_cpu_has_the_order_that_is_fast_in_a_loop():
 @given(st.floats(0.01, 1.0), st.integers(0, 2**31 - 1))
 def test_proposition_1_shrinking_a_relu_network_without_bias_keeps_every_prediction(shrink, seed):
     module = models.MLP(5, (16, 16), activation=nn.relu, use_bias=False)
-    x = jax.random.normal(jax.random.key(seed), (32, 8))
-    params = module.init(jax.random.key(seed + 1), x)["params"]
+    rng = np.random.default_rng(seed)
+    x = np.float32(rng.normal(size=(32, 8)))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda x: np.float32(rng.uniform(-0.3, 0.3, x.shape)), shapes)
     logits = module.apply({"params": params}, x)
     shrunk = module.apply({"params": sp_jax.shrink(params, shrink=shrink)}, x)
     np.testing.assert_allclose(shrunk, shrink**3 * logits, rtol=1e-3, atol=1e-6)
@@ -205,8 +227,8 @@ def test_proposition_1_shrinking_a_relu_network_without_bias_keeps_every_predict
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     model = models.from_module(models.ResNet(10, width=4, stage_sizes=(1,), dtype=jnp.bfloat16), PIXELS)
-    params, stats = model.init(jax.random.key(0))
-    logits, updated = model.apply(params, stats, PIXELS, None, True)
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    logits, updated = jax.eval_shape(lambda *state: model.apply(*state, PIXELS, None, True), params, stats)
     assert logits.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves((params, updated))} == {jnp.dtype("float32")}
 
@@ -215,10 +237,12 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
 def birnn():
     tokens = np.random.default_rng(0).integers(1, 50, (6, 9)).astype(np.int32)
     model = models.from_module(models.BiRNN(2, vocabulary=50, width=5), tokens)
-    return model, model.init(jax.random.key(0))[0], tokens
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))[0]
+    return model, jax.tree.map(lambda x: np.float32(rng.uniform(-0.45, 0.45, x.shape)), shapes), tokens
 
 
-@pytest.mark.parametrize("length", [1, 4, 9])
+@pytest.mark.parametrize("length", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9))])
 def test_padding_changes_nothing_in_a_recurrent_network(birnn, length):
     model, params, tokens = birnn
     short = tokens[:, :length]
@@ -228,8 +252,9 @@ def test_padding_changes_nothing_in_a_recurrent_network(birnn, length):
         logits = model.apply(params, {}, x, None, True)[0]
         return jnp.sum(logits[:, 0] ** 2), logits
 
-    (_, one), gradient = jax.value_and_grad(loss, has_aux=True)(params, short)
-    (_, two), other = jax.value_and_grad(loss, has_aux=True)(params, padded)
+    call = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, one), gradient = call(params, short)
+    (_, two), other = call(params, padded)
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(other["embedding"]["embedding"][0], 0)  # nothing is learned from padding
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, other)
@@ -237,12 +262,13 @@ def test_padding_changes_nothing_in_a_recurrent_network(birnn, length):
 
 def test_a_recurrent_network_reads_in_both_directions(birnn):
     model, params, tokens = birnn
-    logits = model.apply(params, {}, tokens, None, False)[0]
+    apply = jax.jit(lambda tokens: model.apply(params, {}, tokens, None, False)[0])
+    logits = apply(tokens)
     for position in (0, 4, 8):
         changed = tokens.copy()
         changed[:, position] = 1 + tokens[:, position] % 49
-        assert (np.abs(model.apply(params, {}, changed, None, False)[0] - logits) > 1e-6).all()
-    assert np.isfinite(model.apply(params, {}, np.zeros_like(tokens), None, False)[0]).all()  # an empty text
+        assert (np.abs(apply(changed) - logits) > 1e-6).all()
+    assert np.isfinite(apply(np.zeros_like(tokens))).all()  # an empty text
 
 
 def test_a_recurrent_network_is_a_gru_in_each_direction(birnn):
@@ -269,11 +295,14 @@ def test_a_recurrent_network_is_a_gru_in_each_direction(birnn):
             h = np.concatenate([forward, backward], axis=1)
         last = np.concatenate([forward[-1], backward[0]])
         expected.append(last @ params["head"]["kernel"] + params["head"]["bias"])
-    np.testing.assert_allclose(model.apply(params, {}, tokens, None, False)[0], expected, rtol=1e-4, atol=1e-5)
+    found = jax.jit(lambda tokens: model.apply(params, {}, tokens, None, False)[0])(tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pytorch_initialisation_of_a_recurrent_network(birnn):
-    _, params, _ = birnn
+    model, *_ = birnn
+    params, _ = jax.jit(model.init)(jax.random.key(0))
     for name in ("forward_0", "backward_1"):
         for leaf in jax.tree.leaves(params[name]):
             assert np.abs(leaf).max() <= 5**-0.5

@@ -1,5 +1,7 @@
 """What is added to the loss, against values worked by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,16 +54,24 @@ def test_strength_zero_is_the_plain_loss_and_strength_is_traced(name):
     assert (name == "none") == bool(np.allclose(losses[1], plain))
 
 
+@functools.cache
+def network():
+    model = models.from_module(models.ResNet(3, width=4, stage_sizes=(1,)), np.zeros((1, 8, 8, 3), np.float32))
+    return model, *jax.jit(model.init)(jax.random.key(0))
+
+
+@functools.cache
+def program(penalty, count):
+    trainer = training.Trainer(network()[0], training.sgd, count, penalty)
+    return jax.jit(lambda *args: training.train_step(trainer, *args))
+
+
 def step(penalty, inputs, strength, weight_decay=0.0, mask=None):
-    module = models.ResNet(3, width=4, stage_sizes=(1,))
-    model = models.from_module(module, inputs)
-    params, stats = model.init(jax.random.key(0))
-    trainer = training.Trainer(model, training.sgd, len(inputs), penalty)
+    _, params, stats = network()
     hparams = HParams(0.1, weight_decay, penalty_strength=strength)
     state = TrainState(params, stats, training.sgd(hparams).init(params))
     mask = jnp.ones(len(inputs), bool) if mask is None else mask
-    run = jax.jit(lambda *args: training.train_step(trainer, *args))
-    return params, run(hparams, state, inputs, jnp.arange(len(inputs)) % 3, mask)
+    return params, program(penalty, len(inputs))(hparams, state, inputs, jnp.arange(len(inputs)) % 3, mask)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -74,7 +84,7 @@ def test_padding_changes_no_penalised_step(name):
 
 
 def test_l2_is_coupled_to_the_gradient():
-    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
     params, (plain, loss, _) = step(penalties.none, images, 0.0)
     _, (decayed, same_loss, _) = step(penalties.none, images, 0.0, weight_decay=0.01)
     assert float(loss) == pytest.approx(float(same_loss))
@@ -83,7 +93,7 @@ def test_l2_is_coupled_to_the_gradient():
 
 
 def test_the_step_follows_the_penalised_gradient():
-    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
     results = {name: step(ALL[name], images, 0.5)[1][0].params["head"]["kernel"] for name in ALL}
     assert not np.allclose(results["none"], results["confidence"], atol=1e-5)
     assert not np.allclose(results["none"], results["adversarial"], atol=1e-5)

@@ -1,5 +1,7 @@
 """Networks, optimisers and days that are not ours: they work, or one line says what to write instead."""
 
+import functools
+
 import equinox as eqx
 import haiku as hk
 import jax
@@ -41,6 +43,11 @@ class Net(nn.Module):
         return nn.Dense(3, name="head")(nn.relu(nn.Dense(8, name="body")(x)))
 
 
+@functools.cache
+def fitted():
+    return fit(Net())
+
+
 class Text(nn.Module):
     vocabulary: int
 
@@ -52,27 +59,33 @@ class Text(nn.Module):
 # Lanes that diverge.
 
 
-def lost_fit():
+@pytest.fixture(scope="module")
+def lost_and_tokens():
     tokens = IDS.copy()
     tokens[60:, 0] = np.where(np.arange(60) == 11, 9, tokens[60:, 0])  # sample 71 has one that is not in the table
     with pytest.warns(DivergenceWarning, match=r"round 2 \(seed 0\) diverged in epoch 1: the loss of sample 71 was"):
         return fit(Text(9), tokens, (50, 100)), tokens
 
 
-def test_a_day_that_diverges_says_so_and_is_neither_saved_nor_used(tmp_path):
-    lost, tokens = lost_fit()
+def test_a_day_that_diverges_says_so_and_is_neither_saved_nor_used(tmp_path, lost_and_tokens):
+    lost, tokens = lost_and_tokens
     last = lost.history[-1]
     assert (last.stop_reason, np.isnan(last.validation_accuracy)) == ("nan", True)
     with pytest.raises(ValueError, match=r"has diverged and predicts nothing: in epoch 1: the loss of sample 71"):
         lost.predict(tokens)
     kept = tmp_path / "fit.safetensors"
-    sp_jax.save_fit(kept, fit(Text(9), IDS))
+    sp_jax.save_fit(kept, fitted())
     before = kept.read_bytes()
     with pytest.raises(ValueError, match=r"the fit has diverged, its parameter .* is not finite: it is not saved"):
         sp_jax.save_fit(kept, lost)
     assert kept.read_bytes() == before
     with pytest.raises(ValueError, match=r"`since` has diverged, .*or if_diverged='random_init'"):
         fit(Text(9), IDS, since=lost)
+
+
+@pytest.mark.slow
+def test_a_day_that_diverges_can_be_healed(lost_and_tokens):
+    lost, _ = lost_and_tokens
     healed = fit(Text(9), IDS, since=lost, if_diverged="random_init")
     assert equal(healed.state.params, fit(Text(9), IDS, since=lost, restart="random_init").state.params)
     assert np.isfinite(healed.predict(IDS)).all()
@@ -94,28 +107,38 @@ def test_a_round_that_cannot_begin_leaves_those_that_went_well():
 
 def test_what_was_not_finite_first_is_told_apart():
     with pytest.warns(DivergenceWarning, match="the loss of all 100 samples was not finite before the first step"):
-        fit(Net(), since=fit(Net()), noise_scale=1e38)
-    with pytest.warns(DivergenceWarning, match=r"in epoch \d: (the loss was not finite|parameter '.*' was not finite)"):
-        fit(Net(), optimizer=optax.sgd(1e30))
+        fit(Net(), since=fitted(), noise_scale=1e38)
     with pytest.raises(ValueError, match="as float32,: inputs hold NaN or infinite values"):
         fit(Net(), np.where(np.arange(6) == 3, 1e300, X.astype(float)))
 
 
+@pytest.mark.slow
+def test_a_loss_that_was_finite_at_first_is_told_with_its_epoch():
+    with pytest.warns(DivergenceWarning, match=r"in epoch \d: (the loss was not finite|parameter '.*' was not finite)"):
+        fit(Net(), optimizer=optax.sgd(1e30))
+
+
+CHOICE = {"network": Net(), "validation": HELD, **FEW}
+
+
 def test_lanes_that_diverged_are_out_of_the_choice_and_marked():
-    before = fit(Net())
-    options = {"network": Net(), "validation": HELD, **FEW}
     with pytest.warns(DivergenceWarning, match=r"1 of 3 lanes diverged: λ=0.6 σ=1e\+38 seed 0 in epoch 1"):
-        found = sp_jax.tune_restart(0, X[:100], Y[:100], before, grid=[(1, 0), (0.6, 1e38), (0, 1)], **options)
+        found = sp_jax.tune_restart(0, X[:100], Y[:100], fitted(), grid=[(1, 0), (0.6, 1e38), (0, 1)], **CHOICE)
     lost = found.table[-1]
     assert (lost.noise_scale, lost.diverged) == (1e38, 1)
     assert np.isnan(lost.accuracy)
     assert found.best.diverged == 0
     assert np.isfinite(found.standard_error)
+
+
+@pytest.mark.slow
+def test_where_all_lanes_diverged_there_is_no_choice_and_where_only_random_init_is_left_it_is_that():
+    before = fitted()
     with pytest.raises(ValueError, match=r"all 2 lanes diverged, so there is nothing to choose: λ=0.6"):
-        sp_jax.tune_restart(0, X[:100], Y[:100], before, grid=[(0.6, 1e38), (1, 1e38)], **options)
+        sp_jax.tune_restart(0, X[:100], Y[:100], before, grid=[(0.6, 1e38), (1, 1e38)], **CHOICE)
     nan = before._replace(state=jax.tree.map(lambda x: x * np.nan, before.state))
     with pytest.warns(DivergenceWarning, match="2 of 3 lanes diverged"):
-        found = sp_jax.tune_restart(0, X[:100], Y[:100], nan, grid=[(1, 0), (0.5, 0.1), (0, 1)], **options)
+        found = sp_jax.tune_restart(0, X[:100], Y[:100], nan, grid=[(1, 0), (0.5, 0.1), (0, 1)], **CHOICE)
     assert found.best[:2] == (0, 1)
 
 
@@ -190,10 +213,10 @@ def test_a_network_whose_switch_is_unknown_is_refused_in_one_line(network, messa
     ("network", "switch", "path"),
     [
         (BY_ARGUMENT, {"test": False}, ("bn", "mean")),
-        (BY_ATTRIBUTE, {"train": True}, ("bn", "mean")),
-        (Stands, {"test": False}, ("norm", "mean")),
-        (Stands, {"off": False}, ("norm", "mean")),
-        (HAIKU, {"test": False}, ("batch_norm/~/mean_ema", "average")),
+        pytest.param(BY_ATTRIBUTE, {"train": True}, ("bn", "mean"), marks=pytest.mark.slow),
+        pytest.param(Stands, {"test": False}, ("norm", "mean"), marks=pytest.mark.slow),
+        pytest.param(Stands, {"off": False}, ("norm", "mean"), marks=pytest.mark.slow),
+        pytest.param(HAIKU, {"test": False}, ("batch_norm/~/mean_ema", "average"), marks=pytest.mark.slow),
     ],
 )
 def test_a_switch_that_is_named_is_turned(network, switch, path):
@@ -274,23 +297,31 @@ def test_a_mask_that_must_be_given_is_asked_for():
     assert not np.asarray(logits.apply(params, {}, X[:3], jnp.zeros(3, bool), False)[0]).any()
 
 
-def test_samples_that_depend_on_each_other_are_refused():
-    class Images(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
+class Images(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
 
-    images = RNG.normal(size=(120, 4, 4, 1)).astype(np.float32)
-    fit(Images(), images)
+
+IMAGES = np.random.default_rng(1).normal(size=(120, 4, 4, 1)).astype(np.float32)
+
+
+def test_samples_that_depend_on_each_other_are_refused():
     with pytest.raises(
         ValueError, match=r"depend on the others in its batch: .* shape \(4, 4\) .* inputs\[..., None\]"
     ):
-        fit(Images(), images[..., 0])
+        fit(Images(), IMAGES[..., 0])
+
+
+@pytest.mark.slow
+def test_samples_that_do_not_depend_on_each_other_are_trained_on():
+    fit(Images(), IMAGES)
 
 
 # Optimisers.
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_is_not_restarted():
     class Frozen(nn.Module):
         @nn.compact
@@ -313,23 +344,34 @@ def halves(frozen):
     return optax.partition({"train": optax.adam(1e-2), "frozen": frozen}, labels)
 
 
-@pytest.mark.parametrize("frozen", [optax.set_to_zero(), optax.adam(0.0), optax.sgd(0.0)], ids=["zero", "adam", "sgd"])
-def test_what_an_optimiser_freezes_is_not_restarted(frozen):
-    before = fit(Net())
-    after = fit(Net(), since=before, optimizer=halves(frozen))
-    assert equal(after.state.params["body"], before.state.params["body"])
-    asked = fit(Net(), since=before, optimizer=halves(frozen), where=sp_jax.kernels, convergence=Convergence.exactly(0))
+FROZEN = {"zero": optax.set_to_zero(), "adam": optax.adam(0.0), "sgd": optax.sgd(0.0)}
+
+
+@pytest.mark.parametrize("name", ["zero", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "sgd"))])
+def test_what_an_optimiser_freezes_is_not_restarted(name):
+    after = fit(Net(), since=fitted(), optimizer=halves(FROZEN[name]))
+    assert equal(after.state.params["body"], fitted().state.params["body"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_an_optimiser_freezes_is_restarted_where_it_is_asked_for(name):
+    before, options = fitted(), {"where": sp_jax.kernels, "convergence": Convergence.exactly(0)}
+    asked = fit(Net(), since=before, optimizer=halves(FROZEN[name]), **options)
     assert not equal(asked.state.params["body"]["kernel"], before.state.params["body"]["kernel"])
     assert equal(asked.state.params["head"]["bias"], before.state.params["head"]["bias"])
 
 
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.MultiSteps(optax.adam(1e-2), 2), optax.adam(optax.linear_schedule(0.0, 1e-2, 10)), optax.sgd(0.1)],
-    ids=["MultiSteps", "warm-up", "sgd"],
+    [
+        pytest.param(optax.MultiSteps(optax.adam(1e-2), 2), id="MultiSteps", marks=pytest.mark.slow),
+        pytest.param(optax.adam(optax.linear_schedule(0.0, 1e-2, 10)), id="warm-up", marks=pytest.mark.slow),
+        pytest.param(optax.sgd(0.1), id="sgd"),
+    ],
 )
 def test_what_begins_slowly_is_not_frozen(optimizer):
-    before = fit(Net())
+    before = fitted()
     still = fit(Net(), since=before, optimizer=optimizer, noise_scale=0.0, convergence=Convergence.exactly(0))
     np.testing.assert_allclose(still.state.params["body"]["kernel"], 0.6 * before.state.params["body"]["kernel"])
 
@@ -337,13 +379,12 @@ def test_what_begins_slowly_is_not_frozen(optimizer):
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.MultiSteps(optax.adam(1e-2), 2),
-        optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau()),
-        optax.polyak_sgd(),
-        contrib.sam(optax.sgd(0.1), optax.sgd(0.05)),
-        optax.lbfgs(),
+        pytest.param(optax.MultiSteps(optax.adam(1e-2), 2), id="MultiSteps", marks=pytest.mark.slow),
+        pytest.param(optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau()), id="plateau"),
+        pytest.param(optax.polyak_sgd(), id="polyak", marks=pytest.mark.slow),
+        pytest.param(contrib.sam(optax.sgd(0.1), optax.sgd(0.05)), id="sam", marks=pytest.mark.slow),
+        pytest.param(optax.lbfgs(), id="lbfgs", marks=pytest.mark.slow),
     ],
-    ids=["MultiSteps", "plateau", "polyak", "sam", "lbfgs"],
 )
 def test_optimisers_as_people_have_them_train(optimizer):
     found = fit(Net(), count=(50, 100), optimizer=optimizer, convergence=Convergence.exactly(20))
@@ -355,6 +396,7 @@ def test_an_optimiser_that_does_not_run_says_so_in_one_line():
         fit(Net(), optimizer=optax.lookahead(optax.adam(1e-3), 5, 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["schedule-free", "tortoise", "within a chain"])
 def test_the_weights_for_evaluation_are_scored_predicted_with_saved_and_restarted(name, tmp_path):
     optimizer = {
@@ -377,16 +419,18 @@ def test_the_weights_for_evaluation_are_scored_predicted_with_saved_and_restarte
     np.testing.assert_allclose(one.predict(X), two.predict(X), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_statistics_are_not_those_of_the_weights_for_evaluation_and_a_line_says_so():
     with pytest.warns(UserWarning, match="keeps other weights for evaluation than it trains"):
         fit(BY_ARGUMENT, switch={"test": False}, optimizer=contrib.schedule_free_sgd(0.1))
-    state = fit(Net()).state
+    state = fitted().state
     assert evaluation_state(state) is state
 
 
 # Statistics and the end of a round.
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_sample_weighs_as_one_sample():
     """Of 97 samples in batches of 32 the last batch has one, of variance 0, which PyTorch's rule counts as a whole."""
 
@@ -413,8 +457,9 @@ def test_statistics_that_are_no_running_means_survive_recalibration():
             return nn.Dense(3)(nn.BatchNorm(not train, name="bn")(x))
 
     model = models.as_model(Odd(), X)
-    params, statistics = model.init(jax.random.key(0))
-    found = sp_jax.recalibrate(model, params, statistics, jnp.asarray(X).reshape(4, 30, 6), jnp.ones((4, 30), bool))
+    params, statistics = jax.jit(model.init)(jax.random.key(0))
+    batches = X.reshape(4, 30, 6), np.ones((4, 30), bool)
+    found = jax.jit(lambda *state: sp_jax.recalibrate(model, *state, *batches))(params, statistics)
     assert equal(*({k: v for k, v in each.items() if k != "bn"} for each in (found, statistics)))
     assert not equal(found["bn"], statistics["bn"])
 

@@ -58,6 +58,7 @@ def test_streamed_rounds_are_the_resident_ones_bit_for_bit(monkeypatch):
     assert [row.stop_reason for row in rows[:5]] == ["threshold", "plateau", "cap", "fixed", "nan"]
 
 
+@pytest.mark.slow
 def test_a_resnet_has_its_statistics_recalibrated_from_the_stream():
     model = models.from_module(models.ResNet(3, width=2, stage_sizes=(1,)), IMAGES.inputs)
     engines = both(Trainer(model, training.sgd, 16), IMAGES, 1, block_bytes=2 * 16 * 200)
@@ -66,6 +67,7 @@ def test_a_resnet_has_its_statistics_recalibrated_from_the_stream():
     assert_same(engines, lanes, (24, 40), restart)  # 16 + 8, 2 x 16 + 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [{"batches_per_chunk": 3}, {"arrivals": (45, 100, 150)}])
 def test_dash_sweeps_the_stream_for_the_hare_and_for_the_tortoise(chunks):
     trainer = TRAINER._replace(method=METHODS["hare_tortoise"], optimizer=training.sgd)

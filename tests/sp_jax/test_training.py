@@ -1,5 +1,7 @@
 """ONE lane: the engine's arithmetic against NumPy, masks, convergence, chunks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,7 @@ def lane_of(data, hparams=None, convergence=None, seed=0, train=50):
 
 
 def start(trainer, lane, dtype=jnp.float32):
-    state = training.init_state(trainer, lane, 0)
+    state = jax.jit(lambda lane: training.init_state(trainer, lane, 0))(lane)
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     return Progress.start(jax.tree.map(cast, state))
 
@@ -87,8 +89,13 @@ def both(name, optimizer, dtype, epochs, num_visible, batch_size=16, threshold=2
     return progress, net, result
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", NETWORKS)
+def pairs(*quick):
+    """All networks with all optimisers, of which all but some take long together."""
+    every = itertools.product(NETWORKS, OPTIMIZERS)
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in quick)) for pair in every]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), pairs(("logistic", "sgd"), ("mlp", "adam")))
 def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
     with jax.enable_x64(True):
         progress, net, (epochs, accuracy, loss) = both(name, optimizer, np.float64, 40, 41, threshold=0.9)
@@ -101,8 +108,7 @@ def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
         jax.tree.map(check, progress.state.batch_stats, net.stats)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "optimizer"), pairs(("logistic", "adam")))
 def test_an_epoch_equals_numpy_in_float32(name, optimizer):
     progress, net, (_, accuracy, loss) = both(name, optimizer, np.float32, 1, 41)
     assert float(progress.train_accuracy) == pytest.approx(accuracy, abs=1e-6)
@@ -121,7 +127,7 @@ def test_padding_changes_nothing_whatever_stands_there():
     lane = lane_of(data)
     state = start(trainer, lane).state
     mask = jnp.arange(16) < 9
-    step = lambda inputs: training.train_step(trainer, lane.hparams, state, inputs, data.labels[:16], mask)  # noqa: E731
+    step = jax.jit(lambda inputs: training.train_step(trainer, lane.hparams, state, inputs, data.labels[:16], mask))
     one = step(data.inputs[:16])
     other = step(np.where(np.asarray(mask)[:, None, None, None], data.inputs[:16], 1e3).astype(np.float32))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
@@ -187,7 +193,7 @@ def test_evaluation_uses_running_statistics_and_every_sample_once():
     indices = jnp.arange(7, 60)
     result = training.evaluate(model, state, data, indices, batch_size=20)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = ConvNet().apply(variables, data.inputs[7:])
+    logits = jax.jit(ConvNet().apply)(variables, data.inputs[7:])
     log_p = jax.nn.log_softmax(logits)
     assert float(result.accuracy) == pytest.approx(float(np.mean(logits.argmax(1) == data.labels[7:])), abs=1e-6)
     assert float(result.loss) == pytest.approx(-float(np.mean(log_p[np.arange(53), data.labels[7:]])), abs=1e-5)

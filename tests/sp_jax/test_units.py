@@ -116,7 +116,12 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+QUICK = ("adam", "partition", "hare_tortoise")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in OPTIMIZERS]
+)
 def test_moments_of_new_units_are_zeroed_and_all_else_stays(name):
     optimizer, params = OPTIMIZERS[name], jax.tree.map(jnp.asarray, draw(18))
     _, changed = reference_replace(params, params, some_units(1), LINKS)
@@ -125,7 +130,7 @@ def test_moments_of_new_units_are_zeroed_and_all_else_stays(name):
         state = update(draw(seed), state)
     new = jax.jit(lambda s: sp_jax.reset_changed(s, optimizer.init(params), params, changed))(state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
-    flat, kept = plasticity.units.flatten(changed), 0
+    flat, kept = filters.by_path(changed), 0
     for (path, old), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(new), strict=True):
         text = filters.path_name(path)
         where = flat["/".join(text.split("/")[-2:])] if is_moment(text) else False

@@ -13,9 +13,8 @@ from experiments.reporting.summary import by_line, label
 def learning_curves(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Figure 1: training and validation accuracy of each epoch, rounds one after the other."""
     figure, axes = style.panels(style.title(rows))
-    for ax, name, text in zip(
-        axes, ("train_accuracy", "validation_accuracy"), ("training accuracy (%)", style.ACCURACY), strict=True
-    ):
+    shown = {"train_accuracy": "training accuracy (%)", "validation_accuracy": style.ACCURACY}
+    for ax, (name, text) in zip(axes, shown.items(), strict=True):
         for i, (line, found) in enumerate(by_line(curves).items()):
             lengths = defaultdict(int)
             for row in found:
@@ -25,11 +24,8 @@ def learning_curves(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.
                 if row["name"] == name and (row["epoch"] > 0 or row["round"] == 1):
                     before = sum(length for round_, length in lengths.items() if round_ < row["round"])
                     values[before + row["epoch"]].append(100 * row["value"])
-            at = sorted(values)
-            looks = style.line_style(i) | {"marker": ""}
-            style.mean_line(ax, at, [values[n] for n in at], **looks, label=label(line))
-        ax.set_xlabel("epochs")
-        ax.set_ylabel(text)
+            style.mean_line(ax, values, **style.line_style(i) | {"marker": ""}, label=label(line))
+        ax.set(xlabel="epochs", ylabel=text)
     style.legend(figure, *axes[0].get_legend_handles_labels())
     return [style.save(figure, folder, "learning_curves")]
 
@@ -47,9 +43,7 @@ def gradient_norms(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.P
             for row in found:
                 if row["name"] == f"gradient_norm_{part}":
                     values[row["epoch"]].append(row["value"])
-            at = sorted(values)
-            looks = style.line_style(i) | {"marker": ""}
-            style.mean_line(ax, at, [values[n] for n in at], **looks, label=f"{part} half of the data")
+            style.mean_line(ax, values, **style.line_style(i) | {"marker": ""}, label=f"{part} half of the data")
         ax.set_title(label(line), fontsize=10)
         ax.set_xlabel("epochs of the second phase")
     axes[0].set_ylabel("gradient norm, mean over batches")

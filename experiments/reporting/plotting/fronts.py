@@ -63,14 +63,8 @@ def pareto(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which points no other beats by being as cheap and as accurate, and better in one of the two.
-
-    Args:
-      points: cost and accuracy of each.
-
-    Returns:
-      Their indices, the cheapest first.
-    """
+    """Return the indices, the cheapest first, of the points of cost and accuracy which no other beats by being as cheap
+    and as accurate, and better in one of the two."""
     best = [
         (cost, i)
         for i, (cost, gain) in enumerate(points)
@@ -143,8 +137,7 @@ def _panel(ax, points):
     if not all(point.converged for point in points):
         ax.plot([], [], "s", color=INK, markerfacecolor="white", label="hollow: a lane ended below --train_accuracy")
     ax.set_xlim(0, 1.08 * max(factor * point.costs.max() for point in points))
-    ax.set_xlabel(f"samples visited in all rounds ({unit})")
-    ax.set_ylabel("validation accuracy after the last round (%)")
+    ax.set(xlabel=f"samples visited in all rounds ({unit})", ylabel="validation accuracy after the last round (%)")
 
 
 def _label(ax, points):

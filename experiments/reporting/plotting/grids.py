@@ -104,8 +104,7 @@ def _draw(title, maps):
         alike = list(maps.values())[i - i % 2 : i - i % 2 + 2] if len(maps) > 2 else [boxes]
         _map(ax, shrinks, sigmas, boxes, _limits(alike), 2 if "ratio" in text else 1)
         ax.set_title(text, fontsize=10)
-        ax.set_xlabel(style.NOISE_SCALE)
-        ax.set_ylabel(style.SHRINK)
+        ax.set(xlabel=style.NOISE_SCALE, ylabel=style.SHRINK)
     hatches = dict.fromkeys(box.hatch for boxes in maps.values() for box in boxes.values() if box.hatch)
     if hatches:
         patches = [Patch(facecolor="white", edgecolor="gray", hatch=hatch) for hatch in hatches]

@@ -20,6 +20,7 @@ AXES = {
     "first_fraction": "fraction of the samples in the first phase",
     "strength": "strength of the penalty, evenly spaced",
 }
+OF_STRENGTH = ("weight_decay", "penalty_strength", "penalty")  # the columns that it is made of
 EVEN = ("noise_scale", "strength")  # their values span many orders of magnitude, and include 0
 
 
@@ -46,8 +47,8 @@ def _rounds(lines, rows, x):
     for (line, found), looks in zip(lines.items(), style.line_styles(list(lines)), strict=True):
         at = sorted({row[x] for row in found})
         for axes, name, factor in ((left, "validation_accuracy", 100), (right, "samples_seen", 1e-3)):
-            values = [[factor * row[name] for row in found if row[x] == n] for n in at]
-            style.mean_line(axes, at, values, **looks, label=label(line))
+            values = {n: [factor * row[name] for row in found if row[x] == n] for n in at}
+            style.mean_line(axes, values, **looks, label=label(line))
     _finish(figure, (left, right), AXES[x])
     if x == "num_train":
         style.thousands(left.xaxis, right.xaxis)
@@ -84,8 +85,8 @@ def _against(rows, x, panel):
         for ax, (column, factor) in zip(axes, columns, strict=False):
             values = [[factor * row[column] for row in found if float(row[x]) == value] for value in own]
             where = [place[at[0]], place[at[-1]]] if level else [place[value] for value in own]
-            marker = {"marker": ""} if level else {}
-            style.mean_line(ax, where, values * 2 if level else values, **looks | marker, label=name)
+            values = dict(zip(where, values * 2 if level else values, strict=True))
+            style.mean_line(ax, values, **looks | ({"marker": ""} if level else {}), label=name)
     for ax in axes:
         if x in EVEN:
             ax.set_xticks(range(len(at)), [f"{value:g}" for value in at])
@@ -97,9 +98,7 @@ def _without(rows, x):
     """Return rows by line, lines that differ in `x` alone together; restarts stay separate."""
     found = defaultdict(list)
     for line, its in by_line(rows).items():
-        found[
-            label(line, without=(x, *(("weight_decay", "penalty_strength", "penalty") if x == "strength" else ())))
-        ] += its
+        found[label(line, without=(x, *OF_STRENGTH) if x == "strength" else (x,))] += its
     return found
 
 
@@ -128,11 +127,9 @@ def early_switch(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Pat
             reference = final.get(row["seed"])
             if row["round"] == round_ and (round_ == 1 or reference):
                 accuracy = row["validation_accuracy"]
-                values[int(row["first_epochs"])].append(
-                    100 * (accuracy if name != "damage" else (accuracy - reference) / reference)
-                )
-        at = sorted(values)
-        style.mean_line(axes, at, [values[n] for n in at], **style.line_style(0), label="warm start")
+                shown = accuracy if name != "damage" else (accuracy - reference) / reference
+                values[int(row["first_epochs"])].append(100 * shown)
+        style.mean_line(axes, values, **style.line_style(0), label="warm start")
         axes.set_xlabel("epochs of the first phase")
     if final:
         level = [100 * value for value in final.values()]
@@ -147,8 +144,7 @@ def early_switch(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Pat
 def _finish(figure, axes, xlabel):
     """Label one panel of accuracies and perhaps one of costs."""
     for ax, label_ in zip(axes, (style.ACCURACY, style.ROUND_COST), strict=False):
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(label_)
+        ax.set(xlabel=xlabel, ylabel=label_)
     for ax in axes[1:]:
         ax.set_ylim(bottom=0)
         style.thousands(ax.yaxis)

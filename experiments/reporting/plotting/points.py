@@ -40,7 +40,7 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
         axes.set_ylim(len(lines) - 0.5, -0.5)
     right.tick_params(labelleft=False)
     left.set_xlabel("validation accuracy after the last round (%)")
-    right.set_xlabel("samples visited in the last round (thousands)")
+    right.set_xlabel(AXES["samples_seen"])
     right.set_xlim(left=0)
     style.thousands(right.xaxis)
     return [style.save(figure, folder, "accuracy_and_cost")]
@@ -60,12 +60,8 @@ def scatter(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *,
             at = [row[x] / (1_000 if x == "samples_seen" else 1) for row in its]
             looks = style.line_style(i) | {"linestyle": "", "markersize": 5, "alpha": 0.6}
             looks["rasterized"] = len(its) > style.MANY_POINTS
-            ax.plot(
-                at,
-                [100 * row["validation_accuracy"] for row in its],
-                label=LABELS.get(restart, restart.replace("_", " ")),
-                **looks,
-            )
+            accuracies = [100 * row["validation_accuracy"] for row in its]
+            ax.plot(at, accuracies, label=LABELS.get(restart, restart.replace("_", " ")), **looks)
         ax.set_xlabel(AXES[x])
         ax.set_title(kind, fontsize=10)
         if x == "samples_seen":

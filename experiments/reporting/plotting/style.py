@@ -4,7 +4,7 @@ import functools
 import pathlib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -45,11 +45,8 @@ def of_sound_lanes(draw):
 def line_style(i: int) -> dict:
     """Return colour, marker and dashes of the i-th line; repeated colours come with other markers."""
     other = i + 3 * (i // MOST_LINES)
-    return {
-        "color": COLOURS[i % MOST_LINES],
-        "marker": MARKERS[other % MOST_LINES],
-        "linestyle": DASHES[other % MOST_LINES],
-    }
+    marker, dashes = MARKERS[other % MOST_LINES], DASHES[other % MOST_LINES]
+    return {"color": COLOURS[i % MOST_LINES], "marker": marker, "linestyle": dashes}
 
 
 def line_styles(lines: Sequence[Line]) -> list[dict]:
@@ -85,10 +82,10 @@ def title(rows: Sequence[Row]) -> str:
     return f"{rows[0]['experiment']}: {what}; {seeds}"
 
 
-def mean_line(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], **style) -> None:
-    """Draw a line of means with a band of one sample deviation; `values` are those of the seeds at each x."""
-    mean = np.array([np.mean(v) for v in values])
-    spread = np.array([deviation(v) for v in values])
+def mean_line(axes: Axes, values: Mapping[float, Sequence[float]], **style) -> None:
+    """Draw a line of means with a band of one sample deviation; `values` are those of the seeds by x."""
+    x = sorted(values)
+    mean, spread = (np.array([measure(values[at]) for at in x]) for measure in (np.mean, deviation))
     axes.plot(x, mean, markersize=4, linewidth=1.5, markevery=max(1, len(x) // 16), **style)
     axes.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.15, lw=0)
 
@@ -114,15 +111,9 @@ def thousands(*axes: Axis) -> None:
 
 
 def save(figure: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Write a PNG and, beside it, the same as SVG: equal bytes for equal figures.
+    """Write a PNG and, beside it, the same as SVG, equal bytes for equal figures; return the PNG.
 
-    Args:
-      figure: its layout is computed here.
-      folder: made where it is missing.
-      name: of the files; characters unsuited to a file name become `_`.
-
-    Returns:
-      The PNG.
+    The layout is computed here, the folder made where it is missing; characters unsuited to a file name become `_`.
     """
     path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
     folder.mkdir(parents=True, exist_ok=True)
