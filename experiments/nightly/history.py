@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config.fields import UsageError
-from experiments.nightly import columns
+from experiments.nightly import columns, tables
 from experiments.nightly.columns import Preparation, Rows
 from sp_jax.storage import networks
 from sp_jax.storage.atomic import write_whole
@@ -94,8 +94,7 @@ class Folder:
         """Return what `write_rows` has kept."""
         path = self.file("rows", night)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
+            found = tables.load_arrays(path)
             held_out, day = found.pop("held_out"), found.pop("day")
             return Rows(**found), held_out, day
         except Exception as error:  # whatever a damaged zip raises

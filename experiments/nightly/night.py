@@ -81,19 +81,17 @@ def run(path: pathlib.Path, files: Sequence[pathlib.Path], asked: Asked, choices
     skipped += refused
     for each in skipped:
         print(f"skipped: {each.path} {each.why}", file=sys.stderr, flush=True)
-    if not days and not folder.trained:
-        raise UsageError(f"no file can be used, so there is nothing to begin with: {_first(skipped)}")
-    if sum(len(day.rows.numbers) for day in days) > 1:
+    enough = sum(len(day.rows.numbers) for day in days) > 1
+    if not (enough or folder.trained):
+        why = f"{skipped[0].path} {skipped[0].why}" if skipped else "a night needs two rows, one to hold out"
+        raise UsageError(f"no file can be used, so there is nothing to begin with: {why}")
+    if enough:
         _say(train(folder, preparation, days, _newly(folder, skipped), choices, training))
     else:
         _nothing(folder, days, _newly(folder, skipped))
     if not page.is_newest(path):
         page.write(folder, folder.preparation())
     return int(bool(skipped))
-
-
-def _first(skipped):
-    return f"{skipped[0].path} {skipped[0].why}" if skipped else "they hold one row"
 
 
 def _newly(folder, skipped):

@@ -180,8 +180,10 @@ def _csv(path, text):
 
 
 def _typed(column, pd, text):
-    """Return a column of a csv as whole numbers or floats where all its values are, else as text."""
+    """Return a column of a csv as booleans, whole numbers or floats where all its values are, else as text."""
     absent = column.isna().to_numpy()
+    if not text and column.str.lower().isin(["true", "false"]).all():
+        return (column.str.lower() == "true").to_numpy(bool)
     if not text and not absent.all():
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
         typed_nan = column.str.strip().str.lower().isin(["nan"]).to_numpy(bool, na_value=False)
@@ -194,11 +196,7 @@ def _typed(column, pd, text):
 
 def _npz(path, text):
     del text
-    with np.load(path, allow_pickle=False) as file:
-        if not hasattr(file, "files"):
-            raise DayError("is damaged, or no npz (it holds one array: name it .npy)")
-        _unique(file.files)
-        arrays = {name: file[name] for name in file.files}
+    arrays = load_arrays(path)
     table = {}
     for name, values in arrays.items():
         if values.ndim == 2:
@@ -210,9 +208,20 @@ def _npz(path, text):
     return table
 
 
+def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an npz file, none of them of Python's objects."""
+    with open(path, "rb") as file:  # which NumPy leaves open where it is damaged
+        found = np.load(file, allow_pickle=False)
+        if not hasattr(found, "files"):
+            raise DayError("is damaged, or no npz (it holds one array: name it .npy)")
+        _unique(found.files)
+        return {name: found[name] for name in found.files}
+
+
 def _npy(path, text):
     del text
-    values = np.load(path, allow_pickle=False)
+    with open(path, "rb") as file:
+        values = np.load(file, allow_pickle=False)
     if not isinstance(values, np.ndarray):
         raise DayError("is damaged, or no npy (it holds several arrays: name it .npz)")
     if values.dtype.names and values.ndim == 1:
