@@ -43,16 +43,13 @@ def has_tasks() -> bool:
 
 def network(preparation: Preparation, outputs: int | None = None) -> TableNetwork:
     """Make the network of a preparation; by default with an output for each class or label."""
-    packed = None if has_tasks() else len(preparation.numbers)
-    return TableNetwork(outputs or preparation.outputs, preparation.hidden, preparation.buckets, packed)
+    count = outputs or preparation.outputs
+    return TableNetwork(count, len(preparation.numbers), preparation.hidden, preparation.buckets)
 
 
-def inputs(rows: Rows) -> Any:
-    """Return rows as the network takes them."""
-    if not has_tasks():
-        return np.concatenate([rows.numbers, rows.categories.astype(np.float32)], axis=1)
-    found = {"numbers": rows.numbers, "categories": rows.categories}
-    return {name: array for name, array in found.items() if array.shape[1]}
+def inputs(rows: Rows) -> np.ndarray:
+    """Return rows as the network takes them, [N, F + C] float32."""
+    return np.concatenate([rows.numbers, rows.categories.astype(np.float32)], axis=1)
 
 
 def load(path: pathlib.Path, preparation: Preparation, rows: Rows, outputs: int) -> Any:

@@ -311,23 +311,21 @@ def _pair(folder, preparation, seen, choices, training, since):
     tuned = fitting.tune(training, preparation, seen.training, seen.tuning, since)
     if tuned is None:
         return pair, {}
-    best = tuned.best
-    fresh = next(
-        (c.samples_seen for c in tuned.table if (c.shrink, c.noise_scale) == (0.0, 1.0) and not c.diverged), None
-    )
-    found = {"shrink": best.shrink, "noise_scale": best.noise_scale, "samples": best.samples_seen, "random_init": fresh,
-             "held_out": len(seen.tuning.numbers)}  # fmt: skip
+    best, count = tuned.best, len(seen.training.numbers)
+    fresh = [c for c in tuned.table if (c.shrink, c.noise_scale) == (0.0, 1.0) and not c.diverged]
+    found = {"shrink": best.shrink, "noise_scale": best.noise_scale, "held_out": len(seen.tuning.numbers)}
+    found |= {"random_init_epochs": fresh[0].samples_seen / count if fresh else None}
     spent = {"tuning_samples": tuned.samples_seen, "tuning_seconds": time.perf_counter() - began}
     return (best.shrink, best.noise_scale), {"tuned": found, **spent}
 
 
 def _saved(folder, facts, result):
-    """Estimate what random init would have cost more, by the ratio of the newest choice of λ and σ."""
+    """Estimate what random init would have cost more: its epochs when λ and σ were last chosen, on tonight's rows."""
     chosen = [record["tuned"] for record in (*folder.trained, facts) if record.get("tuned")]
-    if "shrink" not in facts or not chosen or not chosen[-1]["random_init"]:
+    if "shrink" not in facts or not chosen or chosen[-1]["random_init_epochs"] is None:
         return {}
-    more = chosen[-1]["random_init"] / max(chosen[-1]["samples"], 1) - 1
-    return {"seconds_saved": result.seconds * more, "samples_saved": result.samples_seen * more}
+    more = chosen[-1]["random_init_epochs"] * result.num_train - result.samples_seen
+    return {"samples_saved": more, "seconds_saved": result.seconds * more / max(result.samples_seen, 1)}
 
 
 def verdict(after: Score | None, before: Score | None, margin: float, diverged: str = "") -> tuple[bool, str]:

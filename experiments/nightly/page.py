@@ -116,11 +116,11 @@ def _savings(trained):
     time_ = sum(record["seconds_saved"] for record in known)
     newest = tuned[-1]["tuned"]
     return (
-        f"In {len(known)} nights after the first {spent:,.0f} samples were visited; random init would have visited "
-        f"{spent + saved:,.0f}, by the ratio that the newest choice of λ and σ had measured on each night: "
-        f"{saved:,.0f} saved, {time_:,.1f} s of training without compiling. Choosing λ and σ itself visited "
-        f"{choosing:,.0f}, on {len(tuned)} nights; the newest choice, by {newest['held_out']:,} held-out rows, is "
-        f"λ={newest['shrink']:g} and σ={newest['noise_scale']:g}."
+        f"In {len(known)} nights after the first {spent:,.0f} samples were visited. Random init would have visited "
+        f"about {spent + saved:,.0f}, with as many epochs a night as it took when λ and σ were last chosen: "
+        f"{saved:,.0f} saved, {time_:,.1f} s of training without compiling. Choosing λ and σ visited {choosing:,.0f} "
+        f"itself, on {len(tuned)} nights, so that {saved - choosing:,.0f} are saved in all. The newest choice, by "
+        f"{newest['held_out']:,} held-out rows, is λ={newest['shrink']:g} and σ={newest['noise_scale']:g}."
     )
 
 
