@@ -138,7 +138,10 @@ class DataSettings:
     """The data of an experiment."""
 
     dataset: str = setting(
-        "mixture", "mixture, textures, reviews (synthetic, embedded), or TFDS's: cifar10, imdb_reviews, ….", fields.DATA
+        "mixture",
+        "mixture, textures, reviews (synthetic, embedded), TFDS's: cifar10, imdb_reviews, …, or a path.npz of "
+        "arrays inputs and labels.",
+        fields.DATA,
     )
     source: str = setting(
         "mixture_source", "What pretraining begins with: a data set of inputs like those of --dataset.", fields.DATA,
