@@ -1,7 +1,7 @@
 """Retrains a network every night on the rows of files, after the newest network, and promotes it if it is good.
 
 pip install '.[retrain]'                                                               brings what reads csv and parquet
-python -m experiments.retrain --data='days/*.parquet' --label=clicked --workdir=model  tonight's work, for cron
+python -m experiments.retrain --data='days/*.parquet' --label=clicked --workdir=model  the work of a night, for cron
 python -m experiments.retrain --data=days/1.csv --label=price --task=regression --workdir=model
 python -m experiments.retrain --predict=today.csv --out=scores.csv --workdir=model     scores of the promoted network
 
