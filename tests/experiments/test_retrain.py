@@ -204,6 +204,19 @@ def test_statistics_are_those_of_the_first_nights_training_rows():
     assert columns.from_json(columns.to_json(made)) == made
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_missing_values_become_the_mean_or_a_value_of_their_own(fakes, tmp_path, suffix):
+    first = objects(GOOD.assign(age=[np.nan, 2.0] * 10), "city", ["Bern"] * 10)
+    for i, table in enumerate((first, first.assign(visits=np.nan, member=True)), 1):
+        put(tmp_path / f"{i}{suffix}", table)
+        given = {"label": "clicked", "time": "when"} | ({"missing": "mean"} if i == 1 else {})
+        assert call(data=f"{tmp_path}/*{suffix}", workdir=tmp_path / "m", **given) == 0
+    rows, _, _ = history.Folder(tmp_path / "m").read_rows(2)
+    np.testing.assert_array_equal(rows.numbers[:, :2], np.zeros((20, 2)))  # the mean of 2, and of what is missing
+    expected = [columns.bucket("city", text, 1024) for text in ("Bern", "")]
+    assert rows.categories[[0, -1], 0].tolist() == expected
+
+
 def test_new_classes_come_after_the_old_ones():
     made = Preparation(("y",), "classification", (), ("c",))
     made = columns.with_classes(made, np.array(["10", "9", "b", "9"], object))
