@@ -86,18 +86,29 @@ def parse(binary: types.ModuleType, argv: Sequence[str]) -> list[str]:
     if {"--help", "-help", "-h", "-?"} & {*argv[1:]}:
         print(help_page.page(binary.__doc__, flags.FLAGS.get_key_flags_for_module(binary)))
         sys.exit(0)
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(binary)}
     try:
-        return flags.FLAGS(argv)
+        before = {name: flags.FLAGS[name].present for name in flags.FLAGS}
+        rest = flags.FLAGS(argv)
+        for name, count in before.items():
+            if flags.FLAGS[name].present > count and _is_ours(name) and name not in own:
+                raise flags.UnrecognizedFlagError(name)
+        return rest
     except (flags.Error, ValueError) as error:
-        print(f"error: {_printable(_flag_mistake(error))} (--help lists all flags)", file=sys.stderr)
+        print(f"error: {_printable(_flag_mistake(error, own))} (--help lists all flags)", file=sys.stderr)
         sys.exit(2)
 
 
-def _flag_mistake(error):
-    """Return what absl says, in our words."""
+def _is_ours(name):
+    """Return whether a flag is one of our binaries', rather than of a library."""
+    return str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments.")
+
+
+def _flag_mistake(error, own):
+    """Return what absl says, in our words; `own` are the flags of the binary."""
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname.replace("-", "_")
-        known = [flag for group in help_page.GROUPS.values() for flag in group if flag in flags.FLAGS]
+        known = [flag for group in help_page.GROUPS.values() for flag in group if flag in own]
         meant = help_page.SYNONYMS.get(name) or "".join(difflib.get_close_matches(name, known, n=1))
         return f"unknown flag --{error.flagname}" + f"; did you mean --{meant}?" * bool(meant)
     found = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from experiments.config import fields
 from experiments.config.fields import setting
 from sp_jax import models, penalties, restarts, training
+from sp_jax.augmentation import AUGMENTATIONS
 from sp_jax.data import text
 from sp_jax.models.layers import INITS
 from sp_jax.plasticity.methods import METHODS
@@ -139,7 +140,8 @@ class DataSettings:
 
     # fmt: off
     dataset: str = setting("mixture", fields.DATA,
-        help="mixture, textures, reviews (synthetic, embedded), or TFDS's: cifar10, imdb_reviews, ….")
+        help="mixture, textures, reviews (synthetic, embedded), TFDS's: cifar10, imdb_reviews, …, or a path.npz of "
+        "arrays inputs and labels.")
     source: str = setting("mixture_source", fields.DATA, fields.ON_HOST,
         help="What pretraining begins with: a data set of inputs like those of --dataset.")
     fraction: float = setting(1.0, fields.DATA, fields.ON_HOST, unit="fraction",
@@ -178,4 +180,8 @@ def trainer(settings: Any, data: Dataset) -> training.Trainer:
     optimizer = (method.steps_per_entry and optimizer.per_entry) or optimizer.make
     if settings.trained == "head":
         optimizer = training.only(optimizer, filters.layer(LAST_LAYER))
-    return training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty.penalty, method)
+    made = training.Trainer(model(settings, data), optimizer, settings.batch_size, penalty.penalty, method)
+    if settings.augment != "none" and data.inputs.ndim != 4:
+        shape = "x".join(map(str, data.inputs.shape[1:]))
+        raise fields.UsageError(f"--augment={settings.augment} is for images, but samples of {data.name} are {shape}")
+    return made._replace(augment=AUGMENTATIONS[settings.augment])

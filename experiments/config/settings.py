@@ -25,6 +25,7 @@ from experiments.config.fields import (
     check_numbers,
     setting,
 )
+from sp_jax.augmentation import AUGMENTATIONS
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.restarts import OPTIMIZER_STATES, STATISTICS
 
@@ -62,6 +63,8 @@ class Settings(choices.NetworkSettings):
         help="Divide η by ten after so many epochs of a round, twice at most.")
     batch_size: int = setting(128, TRAINING, unit="samples", positive=True, help="Of a step.")
     weight_decay: float = setting(0.0, TRAINING, TRACED, unit="times θ", help="Coupled L2: added to the gradient.")
+    augment: str = setting("none", TRAINING, choices=AUGMENTATIONS,
+        help="Of each batch of images in training: one of {choices}.")
     penalty: str = setting("none", TRAINING, choices=choices.PENALTIES,
         help="Added to the loss: one of {choices}; for L2 see --weight_decay.")
     penalty_strength: float = setting(0.0, TRAINING, TRACED, unit="times nats, or pixels", symbol="β, ε",
@@ -152,6 +155,8 @@ class Settings(choices.NetworkSettings):
         if method.needs_links and not (network.has_units and self.hidden):
             fitting = " or ".join(name for name, row in choices.NETWORKS.items() if row.has_units)
             raise UsageError(f"--method={self.method} re-draws hidden units: it needs --model={fitting}")
+        if self.augment != "none" and network.inputs != choices.IMAGES:
+            raise UsageError(f"--augment={self.augment} moves pixels, but the inputs of --model={self.model} are words")
         if choices.PENALTIES[self.penalty].moves_pixels and network.inputs != choices.IMAGES:
             raise UsageError(f"--penalty={self.penalty} moves pixels, but the inputs of --model={self.model} are words")
         if network.has_stages and not self.stage_sizes:

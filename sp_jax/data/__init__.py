@@ -8,7 +8,7 @@
 (4000, 2000, (1500, 3000, 4000))
 """
 
-from sp_jax.data import arrival, cache, samples
+from sp_jax.data import arrival, cache, npz, samples
 from sp_jax.data.errors import DataError
 from sp_jax.data.mixture import mixture, mixture_source
 from sp_jax.data.text import reviews
@@ -21,10 +21,11 @@ EMBEDDED = {make.__name__: make for make in (mixture, mixture_source, textures, 
 
 
 def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
-    """Load a data set by name: an embedded synthetic one, or labelled images or texts of TensorFlow Datasets.
+    """Load a data set by name: an embedded one, one's own, or labelled images or texts of TensorFlow Datasets.
 
     Args:
-      name: `mixture`, `mixture_source`, `textures`, `reviews`, or TFDS's name, as `cifar10`.
+      name: `mixture`, `mixture_source`, `textures`, `reviews`, the path of an npz file of arrays `inputs` and `labels`,
+        or TFDS's name, as `cifar10`.
       data_dir: TFDS's folder; by default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       cache_dir: where decoded images are kept; by default `~/.cache/sp_jax`.
 
@@ -36,6 +37,8 @@ def load(name: str, *, data_dir: str | None = None, cache_dir: str | None = None
     """
     if name in EMBEDDED:
         return EMBEDDED[name]()
+    if name.endswith(".npz"):
+        return npz.load(name)
     from sp_jax.data import tfds_sets  # tensorflow-datasets is imported only where it is needed
 
     return tfds_sets.load(name, data_dir=data_dir, cache_dir=cache_dir)

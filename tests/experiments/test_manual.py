@@ -7,14 +7,14 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import benchmark, report, run
+from experiments import benchmark, report, retrain, run
 from experiments.config import app, help_page
 from experiments.config.settings import FIELDS
 from experiments.reporting import listing
 from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
-BINARIES = (run, benchmark, report)
+BINARIES = (run, benchmark, report, retrain)
 ELSEWHERE = {"millions"}  # of transform_benchmark, whose other flag is the benchmark's too
 
 
@@ -22,7 +22,7 @@ def defined(binary):
     return flags.FLAGS.get_key_flags_for_module(binary)
 
 
-@pytest.mark.parametrize("binary", [run, benchmark], ids=lambda binary: binary.__name__)
+@pytest.mark.parametrize("binary", [run, benchmark, retrain], ids=lambda binary: binary.__name__)
 def test_every_flag_has_one_theme_a_default_and_numbers_a_unit(binary):
     for flag in defined(binary):
         (entry,) = (group[flag.name] for group in help_page.GROUPS.values() if flag.name in group)

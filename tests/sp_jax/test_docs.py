@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 
 import sp_jax
-from experiments import benchmark, run  # noqa: F401  (they define the flags)
+from experiments import benchmark, retrain, run  # noqa: F401  (they define the flags)
 from experiments.specs import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
