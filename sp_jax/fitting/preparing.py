@@ -156,7 +156,7 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
     if setting.task is classification:
         num_classes = models.check_logits(model, arrived.inputs, data.num_classes)
     else:
-        num_classes = _outputs(model, arrived, setting.task)[-1]
+        num_classes = models.check_outputs(model, arrived.inputs, setting.task, arrived.targets)[-1]
     models.check_independent(model, arrived.inputs)
     model = model if setting.trainable is None else frozen.stopped(model, setting.trainable)
     optimizer, task = optimizer_of(setting), setting.task
@@ -166,14 +166,6 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
     data, kind = data.replace(num_classes=num_classes), StreamedEngine if streams else Engine
     engine = kind(trainer, data, num_lanes)
     return Prepared(model, engine, frozenset(untrained(trainer, data)), room, num_classes, {})
-
-
-def _outputs(model, arrived, task):
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), arrived.inputs)
-    shape = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example).shape
-    if wanted := task.outputs(shape, arrived.targets):
-        raise ValueError(f"the network must give {wanted}, got {shape}")
-    return shape
 
 
 def _laid_out(arrived, held, room, streams):

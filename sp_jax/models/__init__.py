@@ -8,14 +8,37 @@
 ((3, 10), {})
 """
 
-from sp_jax.models.adapters import NetworkError, as_model, from_functions, from_module, from_nnx
+from sp_jax.models.adapters import as_model, from_functions, from_nnx
 from sp_jax.models.birnn import BiRNN
-from sp_jax.models.checks import UnknownSwitchError, check_independent, check_logits, fixed_statistics
+from sp_jax.models.checks import (
+    NetworkError,
+    UnknownSwitchError,
+    check_independent,
+    check_logits,
+    check_outputs,
+    fixed_statistics,
+)
 from sp_jax.models.layers import Conv, Dense, convolution, scale_pixels
+from sp_jax.models.linen import from_module
 from sp_jax.models.mlp import MLP
 from sp_jax.models.resnet import ResNet
 
 __all__ = [
-    "MLP", "BiRNN", "Conv", "Dense", "NetworkError", "ResNet", "UnknownSwitchError", "as_model", "check_independent",
-    "check_logits", "convolution", "fixed_statistics", "from_functions", "from_module", "from_nnx", "scale_pixels",
-]  # fmt: skip
+    "MLP",
+    "BiRNN",
+    "Conv",
+    "Dense",
+    "NetworkError",
+    "ResNet",
+    "UnknownSwitchError",
+    "as_model",
+    "check_independent",
+    "check_logits",
+    "check_outputs",
+    "convolution",
+    "fixed_statistics",
+    "from_functions",
+    "from_module",
+    "from_nnx",
+    "scale_pixels",
+]

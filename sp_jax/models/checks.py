@@ -7,37 +7,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sp_jax.transforms.filters import path_name
+from sp_jax.models import padding
+from sp_jax.tasks import Task
 from sp_jax.types import Model
 
 APART = 1e-2  # of the largest logit: rounding (bfloat16) may make a sample's logits alone and in a batch differ so much
 
 
-def check_logits(model: Model, inputs: chex.Array, num_classes: int) -> int:
-    """Return the number C of classes of a network, of its logits [B, C]; inputs [N, ...] are for shape and dtype.
+class NetworkError(ValueError):
+    """A network that cannot be trained as it is; the message is one line with advice on what to write instead."""
+
+
+def check_logits(model: Model, inputs: chex.ArrayTree, num_classes: int) -> int:
+    """Return the number of classes of a network.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...], or a pytree of such, for shape and dtype alone.
+      num_classes: of the labels.
+
+    Returns:
+      C, of logits [B, C].
 
     Raises:
-      ValueError: the logits are not such an array, or have too few classes for the labels' `num_classes`.
+      ValueError: the logits are not such an array, or have too few classes.
     """
-    example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
-    logits = jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0)), x, None, False)[0], example)
-    shape = getattr(logits, "shape", type(logits).__name__)
+    shape = _shape_of_outputs(model, inputs)
     if len(shape) != 2 or shape[0] != 1 or shape[1] < num_classes:
         expected = f"[B, {num_classes} or more] for labels 0 to {num_classes - 1}"
         raise ValueError(f"the network must give logits {expected}, got {shape}")
     return shape[1]
 
 
-def check_independent(model: Model, inputs: chex.Array) -> None:
+def check_outputs(model: Model, inputs: chex.ArrayTree, task: Task, targets: np.ndarray) -> tuple[int, ...]:
+    """Return the shape of a network's outputs of one sample, once they fit the task.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...], or a pytree of such, for shape and dtype alone.
+      task: what is to be predicted.
+      targets: [N, ...], as `task.check` returned them.
+
+    Returns:
+      [1, ...].
+
+    Raises:
+      ValueError: they are no array, or not what the task wants; one line.
+    """
+    shape = _shape_of_outputs(model, inputs)
+    is_array = isinstance(shape, tuple)
+    if wanted := task.outputs(shape if is_array else (), targets) or ("" if is_array else "one array of outputs"):
+        raise ValueError(f"the network must give {wanted}, got {shape}")
+    return shape
+
+
+def _shape_of_outputs(model, inputs):
+    """Return [1, ...], or the type's name of what is no array."""
+
+    def outputs(x):
+        return model.apply(*model.init(jax.random.key(0)), x, None, False)[0]
+
+    found = jax.eval_shape(outputs, padding.shapes(inputs, 1))
+    return getattr(found, "shape", type(found).__name__)
+
+
+def check_independent(model: Model, inputs: chex.ArrayTree) -> None:
     """Check that samples are independent: in evaluation mode the logits of one do not depend on the others.
 
-    Runs one small program: a freshly drawn network with a little noise added (a head may begin at zero), on three of
-    the inputs [N, ...] together, and on each alone.
+    Runs one small program: a freshly drawn network with a little noise added (a head may begin at zero), on three
+    samples together, and on each alone.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...] samples, or a pytree of such; three of them are used.
 
     Raises:
       ValueError: the logits of a sample alone and in a batch differ.
     """
-    few = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), 3)).astype(int)]
+    size = padding.count(inputs)
+    places = np.linspace(0, size - 1, min(size, 3)).astype(int)
+    few = jax.tree.map(lambda x: x[places], inputs)
 
     @jax.jit
     def logits(key, few):
@@ -53,22 +102,39 @@ def check_independent(model: Model, inputs: chex.Array) -> None:
         def of(x):
             return model.apply(structure.unflatten(moved), batch_stats, x, None, False)[0]
 
-        return of(few), jax.lax.map(lambda x: of(x[None])[0], few)
+        return of(few), jax.lax.map(lambda x: of(jax.tree.map(lambda x: x[None], x))[0], few)
 
     together, alone = (np.asarray(x, float) for x in logits(jax.random.key(0), few))
     size, apart = np.abs(together).max(), np.abs(together - alone).max()
     if np.isfinite(size) and not apart <= APART * size:
-        raise ValueError(
-            f"the logits of a sample depend on the others in its batch: alone they differ by up to {apart:.2g} of "
-            f"{size:.2g}; samples of shape {inputs.shape[1:]} may lack an axis that the network expects: images are "
-            "[N, height, width, channels], so write inputs[..., None]; or it normalises by the batch in evaluation, too"
+        raise ValueError(_dependence(apart, size, inputs))
+
+
+def _dependence(apart, size, inputs):
+    if jax.tree_util.all_leaves([inputs]):
+        looked_at = (
+            f"samples of shape {inputs.shape[1:]} may lack an axis that the network expects: images are "
+            "[N, height, width, channels], so write inputs[..., None]"
         )
+    else:
+        shapes = jax.tree.map(lambda x: x.shape[1:], inputs)
+        looked_at = f"samples of shapes {shapes} may lack an axis that the network expects"
+    return (
+        f"the logits of a sample depend on the others in its batch: alone they differ by up to {apart:.2g} of "
+        f"{size:.2g}; {looked_at}; or it normalises by the batch in evaluation, too"
+    )
 
 
 def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str, bool]:
-    """Return by path which leaves of a tree `function(tree, *args)` computes anew rather than passes through.
+    """Return which leaves of a tree a function computes anew rather than passes through; the function is only traced.
 
-    The function returns a tree of the same structure. It is only traced, so the leaves may be `jax.ShapeDtypeStruct`.
+    Args:
+      function: `function(tree, *args)` returns a tree of the same structure.
+      tree: pytree of arrays or `jax.ShapeDtypeStruct`.
+      *args: likewise.
+
+    Returns:
+      From each leaf's path to whether it differs from the input leaf.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
 
@@ -77,8 +143,7 @@ def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str,
 
     jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
     return {
-        path_name(path): out is not into
-        for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
+        _name(path): out is not into for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
     }
 
 
@@ -93,17 +158,20 @@ class UnknownSwitchError(ValueError):
         )
 
 
-def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDtypeStruct) -> None:
+def check_switch(name: str, init: Callable, call: Callable, example: chex.ArrayTree) -> None:
     """Check that a network's statistics are updated in training, and unchanged in evaluation.
 
-    `call` is like `apply` of a `Model`, but it returns the statistics that the network computes in evaluation, too;
-    `example` is [B, ...], for shape and dtype alone.
+    Args:
+      name: of the network, for the message.
+      init: as of a `Model`.
+      call: as `apply` of a `Model`, but it returns the statistics that the network computes in evaluation, too.
+      example: [B, ...] inputs, or a pytree of such, for shape and dtype.
 
     Raises:
       UnknownSwitchError: they are never updated, or updated in evaluation.
     """
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0))[1])
-    running = {path_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    running = {_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
     def moved(train):
         found = _changed_statistics(init, call, example, train)
@@ -115,18 +183,34 @@ def check_switch(name: str, init: Callable, call: Callable, example: jax.ShapeDt
         raise UnknownSwitchError(f"{name} updates {found[0]!r} in evaluation, too")
 
 
-def fixed_statistics(model: Model, inputs: chex.Array) -> set[str]:
-    """Return the paths, as `sp_jax.filters` has them, of the statistics that a network does not update while it trains:
-    those of a frozen part. The inputs [N, ...] are for shape and dtype alone."""
-    example = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
-    changed = _changed_statistics(model.init, model.apply, example, True)
-    return {path for path, is_new in changed.items() if not is_new}
+def fixed_statistics(model: Model, inputs: chex.ArrayTree) -> set[str]:
+    """Return the paths of the statistics that a network does not update while it trains: those of a frozen part.
+
+    Args:
+      model: its two functions.
+      inputs: [N, ...], or a pytree of such, for shape and dtype alone.
+
+    Returns:
+      Paths as `sp_jax.filters` names them; the key of a stream of random numbers whose count moves is not among them.
+    """
+    changed = _changed_statistics(model.init, model.apply, padding.shapes(inputs, 2), True)
+    keys = {path.removesuffix("count") + "key" for path, is_new in changed.items() if is_new and _ends(path, "count")}
+    return {path for path, is_new in changed.items() if not is_new and path not in keys}
+
+
+def _ends(path, name):
+    return path.rpartition("/")[2] == name
 
 
 def _changed_statistics(init, call, example, train):
     """Return for each statistic's path whether a call computes it anew; the call is only traced."""
     params, batch_stats = jax.eval_shape(init, jax.random.key(0))
-    mask = jax.ShapeDtypeStruct(example.shape[:1], bool)
+    mask = jax.ShapeDtypeStruct((padding.count(example),), bool)
     return changed_leaves(
         lambda stats, params, x, mask: call(params, stats, x, mask, train)[1], batch_stats, params, example, mask
     )
+
+
+def _name(path):
+    """Return a path as `sp_jax.filters.path_name` does for dictionaries; models do not import filters."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

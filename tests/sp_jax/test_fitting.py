@@ -201,7 +201,7 @@ def test_without_validation_samples_accuracy_is_nan():
         ({"network": hk.transform(lambda x: x @ x)}, "the network does not run on inputs float32 of shape"),
         ({"optimizer": optax.adam}, "optimizer must be an optax optimiser"),
         ({"arrivals": 100}, "arrivals must be a sequence of counts, got 100"),
-        ({"network": nn.Dropout(0.5, deterministic=False)}, "Dropout draws random numbers while it trains"),
+        ({"network": nn.Dropout(0.5, deterministic=False)}, "Dropout draws random numbers in evaluation, too"),
         (
             {"validation": (X[:5], Y[:4])},
             r"validation must be of shapes \[N, features, ...\] and \[N\] with N >= 1, got \(5, 6\) and \(4,\)",
