@@ -6,7 +6,7 @@ compile again.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -67,7 +67,8 @@ class Engine:
         for name, count in counts.items():
             check_count(name, count)
         if trainer.task is tasks.classification:  # others are checked where their targets are
-            samples.check(data)
+            if not isinstance(data.inputs, Mapping):
+                samples.check(data)
             check_logits(trainer.model, data.inputs, data.num_classes)
         devices = list(devices or jax.devices())
         _check_devices_per_lane(devices_per_lane, len(devices), trainer.batch_size)

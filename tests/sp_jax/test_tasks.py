@@ -353,3 +353,24 @@ def test_columns_that_are_no_numbers_are_named():
     words = frame(X).assign(b="word")
     with pytest.raises(ValueError, match="the columns b are not numbers"):
         sp_jax.fit_rounds(0, words, LABELS["classification"], network=nn.Dense(3))
+
+
+class Words(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        h = nn.Embed(50, 8)(x["tokens"]) * x["there"][..., None]
+        h = nn.Dropout(0.1, deterministic=not train)(h.mean(1))
+        return nn.Dense(2)(jnp.concatenate([h, x["features"]], axis=1))
+
+
+def test_dictionaries_of_inputs_with_dropout_train_on_the_devices_and_in_a_stream(monkeypatch):
+    tokens, y = RNG.integers(0, 50, (64, 7)), np.arange(64) % 2
+    inputs = {"tokens": tokens, "there": np.float32(tokens > 3), "features": X[:64]}
+    how = {"network": Words(), "batch_size": 16, "convergence": Convergence.exactly(2), "validation": (inputs, y)}
+    found = sp_jax.fit_rounds(0, inputs, y, [40, 64], **how)
+    assert found.predict(inputs).shape == (64, 2)
+    monkeypatch.setattr("sp_jax.engine.memory.of_devices", lambda: 100)
+    streams = sp_jax.fit_rounds(0, inputs, y, [40, 64], **how)
+    assert [r._replace(seconds=0) for r in streams.history] == [r._replace(seconds=0) for r in found.history]
+    with pytest.raises(ValueError, match="'there'.* must be .* with N = 64 targets"):
+        sp_jax.fit_rounds(0, inputs | {"there": tokens[:10] > 3}, y, **how)
