@@ -1,5 +1,5 @@
 """One short file for each experiment of the paper; its name is the experiment's.
 
-python -m experiments.run --experiment=NAME                  quick: seconds to minutes on a CPU
-python -m experiments.run --experiment=NAME --preset=paper   the paper's full setting
+python -m experiments.run --experiment=table1                  quick: seconds to minutes on a CPU
+python -m experiments.run --experiment=table1 --preset=paper   the full setting of the paper
 """
