@@ -88,7 +88,7 @@ def arrays_of(samples: Samples, validation: Samples | None, setting: Setting) ->
             raise ValueError(f"validation must be a pair (inputs, labels), got {type(validation).__name__}")
         held, _ = as_arrays("validation", *validation[:2], task, *validation[2:])
         if _spec((arrived.inputs, arrived.targets)) != _spec((held.inputs, held.targets)):
-            raise ValueError(f"validation inputs are {_words(held)}, the others {_words(arrived)}")
+            raise ValueError(f"validation inputs are {_words(held, 'of shape ')}, the others {_words(arrived)}")
     if setting.class_weights is not None:
         arrived, held = (each and with_class_weights(each, setting.class_weights) for each in (arrived, held))
     rule = setting.convergence or (Convergence() if task.counts else Convergence(patience=10))
@@ -104,8 +104,8 @@ def _spec(tree):
     return structure, tuple((np.shape(x)[1:], x.dtype) for x in leaves)
 
 
-def _words(arrays):
-    return ", ".join(f"{x.dtype} of shape {np.shape(x)[1:]}" for x in jax.tree.leaves(arrays.inputs))
+def _words(arrays, of="of "):
+    return ", ".join(f"{x.dtype} {of}{np.shape(x)[1:]}" for x in jax.tree.leaves(arrays.inputs))
 
 
 def prepare(

@@ -13,7 +13,7 @@ from flax import nnx
 
 import sp_jax
 from sp_jax import models, plasticity, restarts
-from sp_jax.fitting import rounds
+from sp_jax.fitting import tuning
 from sp_jax.training import Convergence
 
 RNG = np.random.default_rng(0)
@@ -297,13 +297,13 @@ def results(*cells):
 def test_the_rule_is_the_cheapest_within_one_standard_error_of_the_best():
     grid = [(1.0, 0.0), (0.6, 0.01), (0.4, 0.1)]
     # The best is 0.80; with 100 validation samples its standard error is sqrt(0.8 * 0.2 / 100) = 0.04.
-    tuned = rounds._choose(grid, results([(0.759, 10)], [(0.761, 20)], [(0.80, 30)]), 100)
+    tuned = tuning._choose(grid, results([(0.759, 10)], [(0.761, 20)], [(0.80, 30)]), 100)
     assert tuned.best[:2] == (0.6, 0.01)
     assert tuned.standard_error == pytest.approx(0.04)
     assert tuned.samples_seen == 60
     # Three seeds: deviation 0.01, so the standard error of the mean is 0.01 / sqrt(3).
     seeds = results([(0.78, 10)] * 3, [(0.793, 20)] * 3, [(0.79, 30), (0.80, 30), (0.81, 30)])
-    tuned = rounds._choose(grid, seeds, 100)
+    tuned = tuning._choose(grid, seeds, 100)
     assert tuned.standard_error == pytest.approx(0.01 / 3**0.5)
     assert tuned.best[:2] == (0.4, 0.1)
 

@@ -372,5 +372,5 @@ def test_dictionaries_of_inputs_with_dropout_train_on_the_devices_and_in_a_strea
     monkeypatch.setattr("sp_jax.engine.memory.of_devices", lambda: 100)
     streams = sp_jax.fit_rounds(0, inputs, y, [40, 64], **how)
     assert [r._replace(seconds=0) for r in streams.history] == [r._replace(seconds=0) for r in found.history]
-    with pytest.raises(ValueError, match="'there'.* must be .* with N = 64 targets"):
+    with pytest.raises(ValueError, match=r"'there'.* must be .* with N = 64 targets"):
         sp_jax.fit_rounds(0, inputs | {"there": tokens[:10] > 3}, y, **how)
