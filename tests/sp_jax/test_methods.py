@@ -285,9 +285,8 @@ def test_continual_backprop_replaces_mature_units_at_its_rate():
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize(
-    ("restart", "steps"), [(restarts.warm_start, 8), pytest.param(restarts.random_init, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("restart", "steps"), [(restarts.warm_start, 8), (restarts.random_init, 4)])
 def test_what_a_method_remembers_survives_a_warm_start_and_not_random_init(restart, steps):
     assert rounds(methods.continual_backprop, restart)[0].memory["step"] == steps
 

@@ -57,7 +57,9 @@ def test_strength_zero_is_the_plain_loss_and_strength_is_traced(name):
 @functools.cache
 def network():
     model = models.from_module(models.ResNet(3, width=4, stage_sizes=(1,)), np.zeros((1, 8, 8, 3), np.float32))
-    return model, *jax.jit(model.init)(jax.random.key(0))
+    rng, (params, statistics) = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), params)
+    return model, params, jax.tree.map(lambda x: np.ones(x.shape, np.float32), statistics)
 
 
 @functools.cache
