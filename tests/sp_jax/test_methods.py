@@ -78,11 +78,12 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **{"rtol": 1e-5, "atol": 1e-6, **tolerance}), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "strength"),
     [
-        pytest.param(methods.l2_init, 0.0, marks=pytest.mark.slow),
-        pytest.param(methods.redo, -1.0, marks=pytest.mark.slow),
+        (methods.l2_init, 0.0),
+        (methods.redo, -1.0),
         (methods.continual_backprop, 0.0),
     ],
     ids=["l2_init", "redo", "continual_backprop"],
