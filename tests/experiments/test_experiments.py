@@ -273,6 +273,7 @@ def test_a_heat_map_for_each_variant(tmp_path):
     assert [path.name for path in paths] == ["heat_maps_weight_decay_0.png", "heat_maps_weight_decay_0.001.png"]
 
 
+@pytest.mark.slow
 def test_resume_notices_lost_curves_and_another_data_set(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     call(experiment="figure1", workdir=str(folder), **{**TINY, "epochs": 1})

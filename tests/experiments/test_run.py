@@ -80,6 +80,7 @@ def test_a_run_writes_what_the_contract_lists(online):
     assert "figures/accuracy_and_cost.png" in text
 
 
+@pytest.mark.slow
 def test_two_phase_trains_on_half_then_on_all(tmp_path, capsys):
     call(experiment="two_phase", workdir=str(tmp_path / "run"), **TINY)
     assert sorted({int(row["num_train"]) for row in read(tmp_path / "run")}) == [2000, 4000]

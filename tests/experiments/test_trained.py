@@ -154,6 +154,7 @@ def test_none_is_kept_where_none_is_asked_for(tmp_path):
         trained.load(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_row_that_is_there_keeps_its_network(folder, tmp_path):
     """Trained again after a kill, on a machine that rounds otherwise, a network would not be the row's."""
     copy = tmp_path / "run"

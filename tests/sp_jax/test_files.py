@@ -22,6 +22,7 @@ for _ in range(200):
 """
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader(tmp_path):
     """What is read is always all of what one of them wrote, and no write fails."""
     path, pipe = tmp_path / "file", {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}

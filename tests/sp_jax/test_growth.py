@@ -30,10 +30,26 @@ class Net(nn.Module):
         return nn.Dense(self.classes, name="head")(x)
 
 
+def drawn(seed, shapes):
+    """Parameters of these shapes, which no program has to be compiled for."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape).astype(x.dtype)), shapes)
+
+
 def state(seed, *sizes, offset=0.0):
-    params, batch_stats = models.from_module(Net(*sizes), jnp.zeros((1, 5))).init(jax.random.key(seed))
-    made = TrainState(params, batch_stats, optax.adam(1e-3).init(params))
-    return jax.tree.map(lambda x: x + jnp.asarray(offset, x.dtype), made)
+    """As it begins, but for biases that are not zero, and `offset` more."""
+
+    def make(key):
+        params, batch_stats = models.from_module(Net(*sizes), np.zeros((1, 5), np.float32)).init(key)
+        return TrainState(params, batch_stats, optax.adam(1e-3).init(params))
+
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    statistics = {
+        "norm": {name: np.full(x.shape, name == "var", x.dtype) for name, x in shapes.batch_stats["norm"].items()}
+    }
+    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.opt_state)
+    made = TrainState(drawn(seed, shapes.params), statistics, moments)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + np.asarray(offset, x.dtype)), made)
 
 
 class SlowFast(NamedTuple):
@@ -260,10 +276,10 @@ class Dense2(nnx.Module):
         self.body, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.List([nnx.Linear(4, 2, rngs=rngs)])
 
 
-NNX = nnx.state(Dense2(nnx.Rngs(0)), nnx.Param)
+NNX = drawn(0, nnx.state(nnx.eval_shape(lambda: Dense2(nnx.Rngs(0))), nnx.Param))
 PURE = nnx.to_pure_dict(NNX)
 LOOKAHEAD = optax.LookaheadParams.init_synced(PARAMS)
-HAIKU = hk.transform(lambda x: hk.nets.MLP([4, 2])(x)).init(KEY, jnp.ones((1, 3)))
+HAIKU = drawn(0, jax.eval_shape(hk.transform(lambda x: hk.nets.MLP([4, 2])(x)).init, KEY, np.ones((1, 3), np.float32)))
 ADAM = optax.adam(1e-2)
 
 

@@ -78,11 +78,12 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **{"rtol": 1e-5, "atol": 1e-6, **tolerance}), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "strength"),
     [
-        pytest.param(methods.l2_init, 0.0, marks=pytest.mark.slow),
-        pytest.param(methods.redo, -1.0, marks=pytest.mark.slow),
+        (methods.l2_init, 0.0),
+        (methods.redo, -1.0),
         (methods.continual_backprop, 0.0),
     ],
     ids=["l2_init", "redo", "continual_backprop"],
@@ -285,9 +286,8 @@ def test_continual_backprop_replaces_mature_units_at_its_rate():
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize(
-    ("restart", "steps"), [(restarts.warm_start, 8), pytest.param(restarts.random_init, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("restart", "steps"), [(restarts.warm_start, 8), (restarts.random_init, 4)])
 def test_what_a_method_remembers_survives_a_warm_start_and_not_random_init(restart, steps):
     assert rounds(methods.continual_backprop, restart)[0].memory["step"] == steps
 

@@ -116,7 +116,7 @@ def test_pixels_are_scaled_to_minus_one_and_one():
     ],
 )
 def test_torch_initialisation_is_uniform_in_one_over_the_root_of_fan_in(module):
-    params, _ = models.from_module(module, PIXELS).init(jax.random.key(0))
+    params, _ = jax.jit(models.from_module(module, PIXELS).init)(jax.random.key(0))
     for path, layer in flat_layers(params):
         if "norm" in path:
             assert (layer["scale"] == 1).all()
@@ -132,7 +132,7 @@ def test_torch_initialisation_is_uniform_in_one_over_the_root_of_fan_in(module):
 
 
 def test_flax_initialisation_and_unknown_ones():
-    params, _ = models.from_module(models.MLP(10, initialization="flax"), PIXELS).init(jax.random.key(0))
+    params, _ = jax.jit(models.from_module(models.MLP(10, initialization="flax"), PIXELS).init)(jax.random.key(0))
     assert (params["head"]["bias"] == 0).all()
     assert float(jnp.std(params["hidden_0"]["kernel"])) == pytest.approx(3072**-0.5, rel=0.05)
     with pytest.raises(ValueError, match="init must be one of torch, flax, got 'keras'"):
@@ -186,13 +186,18 @@ def test_winograds_products_in_chunks_equal_those_of_all_images(monkeypatch):
     rng = np.random.default_rng(0)
     x, dy = (jnp.asarray(rng.normal(size=(6, 4, 4, 32)), jnp.float32) for _ in range(2))
     kernel = jnp.asarray(rng.normal(size=(3, 3, 32, 32)) / 32, jnp.float32)
-    whole, pull = jax.vjp(models.convolution, x, kernel)
+
+    def both_ways(x, kernel, dy):
+        y, pull = jax.vjp(lambda x, kernel: models.convolution(x, kernel), x, kernel)
+        return y, pull(dy)
+
+    whole, pulled = jax.jit(lambda *arguments: both_ways(*arguments))(x, kernel, dy)
     monkeypatch.setattr(ROOM, "CACHE_BYTES", 0)
     monkeypatch.setattr(ROOM, "CHUNK_ROWS", 8)
     monkeypatch.setattr(ROOM, "SHARED", 0)
-    chunks, pull_chunks = jax.vjp(lambda x, kernel: models.convolution(x, kernel), x, kernel)
+    chunks, pulled_chunks = jax.jit(lambda *arguments: both_ways(*arguments))(x, kernel, dy)
     np.testing.assert_allclose(chunks, whole, atol=1e-6)
-    for a, b in zip(pull_chunks(dy), pull(dy), strict=True):
+    for a, b in zip(pulled_chunks, pulled, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

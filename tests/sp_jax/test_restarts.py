@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 def state(seed, module=None, **stats):
     model = models.from_module(module or Net(), jnp.zeros((1, 5)))
-    params, batch_stats = model.init(jax.random.key(seed))
+    params, batch_stats = jax.jit(model.init)(jax.random.key(seed))
     batch_stats = jax.tree.map(lambda x: x + stats.get("shift", 0.0), batch_stats)
     opt_state = optax.adam(1e-3).init(params)
     opt_state = jax.tree.map(lambda x: x + stats.get("count", 0), opt_state)

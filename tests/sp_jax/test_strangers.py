@@ -380,7 +380,7 @@ def test_what_begins_slowly_is_not_frozen(optimizer):
     "optimizer",
     [
         pytest.param(optax.MultiSteps(optax.adam(1e-2), 2), id="MultiSteps", marks=pytest.mark.slow),
-        pytest.param(optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau()), id="plateau"),
+        pytest.param(optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau()), id="plateau", marks=pytest.mark.slow),
         pytest.param(optax.polyak_sgd(), id="polyak", marks=pytest.mark.slow),
         pytest.param(contrib.sam(optax.sgd(0.1), optax.sgd(0.05)), id="sam", marks=pytest.mark.slow),
         pytest.param(optax.lbfgs(), id="lbfgs", marks=pytest.mark.slow),

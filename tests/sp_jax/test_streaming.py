@@ -87,6 +87,7 @@ def test_a_restart_that_does_not_say_what_it_needs_gets_none():
         engine.begin(lanes, engine.init(lanes), restart, 1, 60)
 
 
+@pytest.mark.slow
 def test_gradient_norms_are_measured_on_streamed_data():
     resident, streamed = both(TRAINER, SMALL, 2, block_bytes=BLOCK)
     lanes = group("warm_start", 1, 0, seeds=[0, 1]).lanes

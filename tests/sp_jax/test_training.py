@@ -121,6 +121,7 @@ def test_an_epoch_equals_numpy_in_float32(name, optimizer):
     jax.tree.map(check, progress.state.batch_stats, net.stats)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing_whatever_stands_there():
     data = problem(np.float32)
     trainer = Trainer(models.from_module(ConvNet(), data.inputs), training.adam, 16)
