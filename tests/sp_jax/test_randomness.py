@@ -1,6 +1,8 @@
 """Networks that draw random numbers while they train, or keep more than BatchNorm's statistics: every kind of network
 against a plain loop of its own library."""
 
+import functools
+
 import equinox as eqx
 import haiku as hk
 import jax
@@ -82,8 +84,19 @@ class NnxNet(nnx.Module):
 NETWORKS = {"linen": Net(norm=True), "haiku": HK_NET, "equinox": EqxNet, "nnx": NnxNet}
 
 
+def some_slow(names, *slow):
+    """Return parameters of a test, of which some are left out by default."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@functools.cache  # compiling an initialiser takes most of the time
 def drawn(model, seed=0):
     return jax.jit(model.init)(jax.random.key(seed))
+
+
+@functools.cache
+def adapted(name):
+    return models.as_model(NETWORKS[name], X)
 
 
 def step_key(stream, count):
@@ -105,12 +118,13 @@ def plain_loop(forward, params, others, steps=3):
     return params, others
 
 
-def trained(model, steps=3, state=None, first=0):
-    """Train by the engine's own step."""
+@functools.cache
+def trained(model):
+    """Train three steps by the engine's own."""
     trainer = Trainer(model, lambda hparams: optax.sgd(0.1), 16)
-    state = state or TrainState(*drawn(model), trainer.optimizer(None).init(()))
+    state = TrainState(*drawn(model), trainer.optimizer(None).init(()))
     step = jax.jit(lambda state, x, y: training.train_step(trainer, HParams(), state, x, y, MASK)[0])
-    for i in range(first, steps):
+    for i in range(3):
         state = step(state, X[16 * i : 16 * i + 16], Y[16 * i : 16 * i + 16])
     return state
 
@@ -120,7 +134,7 @@ def assert_close(a, b):
 
 
 def test_linens_dropout_trains_as_a_plain_loop():
-    model, net = models.as_model(Net(norm=True), X), Net(norm=True)
+    model, net = adapted("linen"), Net(norm=True)
     params, held = drawn(model)
     assert set(held) == {"bn", "rngs"}
     variables = net.init(jax.random.key(0), X[:1])
@@ -151,7 +165,7 @@ def test_a_dropout_that_drops_nothing_needs_no_stream():
 
 
 def test_haikus_dropout_trains_as_a_plain_loop():
-    model = models.as_model(HK_NET, X)
+    model = adapted("haiku")
     params, held = drawn(model)
     assert set(held) == {"rngs"}
     assert_close(params, HK_NET.init(jax.random.key(0), X[:1], is_training=True))
@@ -163,7 +177,7 @@ def test_haikus_dropout_trains_as_a_plain_loop():
 
 
 def test_an_equinox_module_trains_as_a_plain_loop():
-    model = models.as_model(EqxNet, X)
+    model = adapted("equinox")
     params, held = drawn(model)
     arrays, static = eqx.partition(EqxNet(jax.random.key(0)), eqx.is_inexact_array)
     assert set(held) == {"rngs"}
@@ -193,7 +207,11 @@ class EqxNormed(eqx.Module):
         return self.norm(self.body(x[self.table]), state)
 
 
-@pytest.mark.parametrize("make", [EqxNormed, eqx.nn.make_with_state(EqxNormed)], ids=["module", "with state"])
+@pytest.mark.parametrize(
+    "make",
+    [EqxNormed, pytest.param(eqx.nn.make_with_state(EqxNormed), marks=pytest.mark.slow)],
+    ids=["module", "with state"],
+)
 def test_equinoxs_batch_norm_trains_as_a_plain_loop(make):
     model = models.as_model(make, X)
     net, state = eqx.nn.make_with_state(EqxNormed)(jax.random.key(0))
@@ -218,7 +236,7 @@ def test_equinoxs_batch_norm_trains_as_a_plain_loop(make):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_draws_differ_from_step_to_step_and_evaluation_has_none(name):
-    model = models.as_model(NETWORKS[name], X)
+    model = adapted(name)
     apply = jax.jit(model.apply, static_argnums=4)
     params, held = drawn(model)
     one, after = apply(params, held, X, None, True)
@@ -230,16 +248,16 @@ def test_draws_differ_from_step_to_step_and_evaluation_has_none(name):
     assert not any("rngs" in path for path in models.fixed_statistics(model, X))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some_slow(NETWORKS, "haiku", "nnx"))
 def test_a_lane_alone_draws_as_beside_others_and_after_an_interruption(name):
-    model = models.as_model(NETWORKS[name], X)
+    model = adapted(name)
 
     def step(params, held):
         output, held = model.apply(params, held, X, None, True)
         return params, held, output
 
     one, many = jax.jit(step), jax.jit(jax.vmap(step))
-    lanes = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(1), 3))
+    lanes = jax.tree.map(lambda *x: jnp.stack(x), *(drawn(model, seed) for seed in range(3)))
     second = jax.tree.map(lambda x: x[1], many(*many(*lanes)[:2]))
     begun = jax.tree.map(lambda x: x[1], lanes)
     half = one(*begun)[:2]
@@ -259,7 +277,7 @@ def test_the_draws_of_lanes_are_the_same_bits():
             return nn.Dropout(0.5, deterministic=not train)(x * scale[None])
 
     model = models.as_model(Scaled(), X)
-    lanes = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(1), 3))
+    lanes = jax.tree.map(lambda *x: jnp.stack(x), *(drawn(model, seed) for seed in range(3)))
     apply = jax.jit(lambda params, held: model.apply(params, held, X, None, True))
     together = jax.jit(jax.vmap(apply))(*lanes)
     for i in range(3):
@@ -285,7 +303,7 @@ def test_a_fit_that_was_saved_goes_on_with_its_draws(name, tmp_path):
 
 @pytest.mark.parametrize("statistics", ["reset", "keep", "recalibrate"])
 def test_restarts_cope_with_a_stream(statistics):
-    model = models.as_model(Net(norm=True), X)
+    model = adapted("linen")
     old = trained(model)
     fresh = TrainState(*drawn(model, 7), old.opt_state)
     restart = restarts.make_restart(restarts.shrink_perturb, statistics=statistics, model=model)
@@ -417,7 +435,7 @@ class Collections(nn.Module):
         return nn.Dense(3)(x + (shift.value - mean.value)[None])
 
 
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("norm", some_slow([False, True], False))
 def test_all_collections_are_carried_and_training_updates_them(norm):
     net, model = Collections(norm), models.as_model(Collections(norm), X)
     params, held = drawn(model)
@@ -478,14 +496,14 @@ def mixed(table, inputs):
 class TreeLinen(nn.Module):
     @nn.compact
     def __call__(self, inputs, mask=None, train=False):
-        x = mixed(self.param("table", nn.initializers.normal(1.0), (9,)), inputs)
+        x = mixed(self.param("table", lambda key, *shape: jnp.arange(9.0), (9,)), inputs)
         x = nn.BatchNorm(not train, name="bn")(x, mask=None if mask is None else mask[:, None])
-        return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(x))
+        return nn.Dense(3, kernel_init=nn.initializers.constant(0.1))(x)
 
 
 class TreeNnx(nnx.Module):
     def __init__(self, rngs):
-        self.table, self.head = nnx.Param(rngs.params.normal((9,))), nnx.Linear(7, 3, rngs=rngs)
+        self.table, self.head = nnx.Param(jnp.arange(9.0)), nnx.Linear(7, 3, rngs=rngs)
 
     def __call__(self, inputs):
         return self.head(mixed(self.table[...], inputs))
@@ -496,7 +514,7 @@ class TreeEqx(eqx.Module):
     head: eqx.nn.Linear
 
     def __init__(self, key):
-        self.table, self.head = jax.random.normal(key, (9,)), eqx.nn.Linear(7, 3, key=key)
+        self.table, self.head = jnp.arange(9.0), eqx.nn.Linear(7, 3, key=key)
 
     def __call__(self, inputs):
         return self.head(mixed(self.table, inputs))
@@ -511,11 +529,11 @@ TREES = {
     "nnx": TreeNnx,
     "haiku": hk.transform(tree_hk),
     "equinox": TreeEqx,
-    "functions": (lambda key: jax.random.normal(key, (9,)), lambda table, inputs: mixed(table, inputs)),
+    "functions": (lambda key: jnp.arange(9.0), lambda table, inputs: mixed(table, inputs)),
 }
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", some_slow(TREES, "nnx", "haiku"))
 def test_inputs_may_be_a_dictionary(name):
     model = models.as_model(TREES[name], TREE)
     params, held = drawn(model)
