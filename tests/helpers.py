@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 from sp_jax import data, models, restarts, sweeps, training
 from sp_jax.training import Convergence, Trainer
@@ -71,3 +72,8 @@ def train(settings, arrivals=ARRIVALS, restart_first=False, engine=None, **optio
         (found.group.name, found.results[0].round): [r._replace(seconds=0.0) for r in found.results]
         for found in sweeps.run(phases(made, settings, arrivals, restart_first=restart_first), **options)
     }
+
+
+def some_slow(names, *slow):
+    """Return parameters of a test, of which some are left out by default."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]

@@ -1,4 +1,4 @@
-"""The choice of λ and σ by trial on the data at hand (the grid of Figure 8)."""
+"""The choice of λ and σ by trial on the data at hand (Section 2.2, the grid of Figure 8)."""
 
 import math
 import warnings

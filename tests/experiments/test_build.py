@@ -27,6 +27,7 @@ OTHER = {  # another value of each setting
     "penalty_strength": 0.5, "method": "l2_init", "method_strength": 0.5, "precision": "bfloat16",
     "restart": ("random_init",), "pairs": ("0.5:0.5",), "shrink": ("0.5",), "noise_scale": ("0.5",), "noise": "fresh",
     "statistics": "keep", "optimizer_state": "keep", "trained": "head", "restart_first": True, "seeds": 2,
+    "augment": "flip",
     "samples_per_round": 7, "first_fraction": 0.25, "first_learning_rate": 0.5, "first_batch_size": 7,
     "first_epochs": 7, "rounds": 7, "train_accuracy": 0.5, "patience": 7, "max_epochs": 7, "epochs": 7, "curves": True,
     "keep_networks": "none",

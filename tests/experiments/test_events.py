@@ -59,6 +59,7 @@ def points(board, lane, tag):
     return [(event.step, tensor_util.make_ndarray(event.tensor_proto).item()) for event in board.Tensors(lane, tag)]
 
 
+@pytest.mark.slow
 def test_every_lane_has_its_rounds_once(resumed, board):
     rows = collections.defaultdict(list)
     for row in results.read(resumed / "results.csv"):

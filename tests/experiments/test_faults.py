@@ -99,6 +99,7 @@ def impatient(folder, given, log):
     soak.child(folder, given, log)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_without_harm(whole, tmp_path):
     folder = tmp_path / "run"
     process = soak.start(folder, *(f"--{name}={value}" for name, value in TINY.items()), target=impatient)
@@ -196,6 +197,7 @@ def on_a_small_disk(folder, given, log):
     shutil.copy(pathlib.Path(folder) / "results.csv", f"{folder}.csv")
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_a_run_says_so_and_goes_on_when_there_is_room(whole, tmp_path):
     folder = tmp_path / "run"
     process = soak.start(folder, *(f"--{name}={value}" for name, value in TINY.items()), target=on_a_small_disk)

@@ -42,6 +42,7 @@ def test_a_file_that_is_no_data_set_gets_a_line(tmp_path, arrays, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_on_ones_own_arrays_and_measures_them_again(tmp_path, capsys):
     x, y = datasets.load_iris(return_X_y=True)
     np.savez(tmp_path / "iris.npz", inputs=x, labels=y)

@@ -568,6 +568,7 @@ def test_fit_rounds_grows_our_own_networks():
     np.testing.assert_array_equal(kernel.reshape(8, 3), monday.state.params["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_fit_rounds_grows_what_is_declared():
     monday = monday_of(Chain(4, flat=True))
     with pytest.raises(ValueError, match="`since` holds another network: 'body/kernel' cannot grow"):
@@ -596,6 +597,7 @@ def test_what_keeps_nothing_asks_for_nothing(restart):
     assert tuesday.grown["body/kernel"] == ((64, 7), (96, 7))
 
 
+@pytest.mark.slow
 def test_a_norm_that_mixes_units_is_found_by_trying():
     with pytest.raises(
         ValueError, match=r"not the old one where all that is new is zero .* norm mixes .* layouts=\{\}"

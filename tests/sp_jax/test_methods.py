@@ -443,6 +443,7 @@ def test_dash_needs_labels_and_sound_policies():
         restarts.make_dash(MODEL, batches_per_chunk=0)
 
 
+@pytest.mark.slow
 def test_dash_in_the_engine_never_sees_what_has_not_arrived():
     def final(spoil):
         inputs = np.array(SMALL.inputs)

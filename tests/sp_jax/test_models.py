@@ -182,6 +182,7 @@ def test_the_convolution_for_cpus_equals_xlas(size, stride, image, channels, fea
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_winograds_products_in_chunks_equal_those_of_all_images(monkeypatch):
     rng = np.random.default_rng(0)
     x, dy = (jnp.asarray(rng.normal(size=(6, 4, 4, 32)), jnp.float32) for _ in range(2))

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from helpers import some_slow
 
 import sp_jax
 from sp_jax import models, restarts, tasks, training
@@ -82,11 +83,6 @@ class NnxNet(nnx.Module):
 
 
 NETWORKS = {"linen": Net(norm=True), "haiku": HK_NET, "equinox": EqxNet, "nnx": NnxNet}
-
-
-def some_slow(names, *slow):
-    """Return parameters of a test, of which some are left out by default."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 @functools.cache  # compiling an initialiser takes most of the time
@@ -164,6 +160,7 @@ def test_a_dropout_that_drops_nothing_needs_no_stream():
     assert equal(trained(model), trained(models.as_model(Without(), X)))
 
 
+@pytest.mark.slow
 def test_haikus_dropout_trains_as_a_plain_loop():
     model = adapted("haiku")
     params, held = drawn(model)
@@ -248,6 +245,7 @@ def test_draws_differ_from_step_to_step_and_evaluation_has_none(name):
     assert not any("rngs" in path for path in models.fixed_statistics(model, X))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(NETWORKS, "haiku", "nnx"))
 def test_a_lane_alone_draws_as_beside_others_and_after_an_interruption(name):
     model = adapted(name)
@@ -301,6 +299,7 @@ def test_a_fit_that_was_saved_goes_on_with_its_draws(name, tmp_path):
     assert not equal(stream["key"], before["key"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["reset", "keep", "recalibrate"])
 def test_restarts_cope_with_a_stream(statistics):
     model = adapted("linen")
@@ -435,6 +434,7 @@ class Collections(nn.Module):
         return nn.Dense(3)(x + (shift.value - mean.value)[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", some_slow([False, True], False))
 def test_all_collections_are_carried_and_training_updates_them(norm):
     net, model = Collections(norm), models.as_model(Collections(norm), X)
@@ -533,6 +533,7 @@ TREES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow(TREES, "nnx", "haiku"))
 def test_inputs_may_be_a_dictionary(name):
     model = models.as_model(TREES[name], TREE)

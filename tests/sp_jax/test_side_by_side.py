@@ -41,6 +41,7 @@ def test_the_fastest_is_taken(costs, found, tried):
     assert (engine.used, engine.spent) == (0, 0)
 
 
+@pytest.mark.slow
 def test_it_measures_for_real():
     engine = lanes_per_device.fastest(Clock({1: 1, 2: 1}).make, 2)
     assert engine.side_by_side in (1, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from helpers import SMALL, TRAINER
+from helpers import SMALL, TRAINER, some_slow
 
 import sp_jax
 from sp_jax import augmentation, restarts, sweeps, tasks, training
@@ -81,7 +81,7 @@ def epoch_order(window, count):
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
-@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("task", some_slow(LABELS, "classification", "multilabel"))
 def test_each_task_trains_as_a_loop_by_hand_does(task, weighted):
     y, window, weights = LABELS[task], (20, 90), WEIGHTS if weighted else np.ones(120, np.float32)
     outputs = 1 if task == "binary" else 3
@@ -107,6 +107,7 @@ def fit(y=LABELS["classification"], arrivals=(60, 90), **options):
     return sp_jax.fit_rounds(0, X, y, arrivals, **options)
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_as_if_the_sample_were_not_there():
     kept = np.flatnonzero(WEIGHTS)
     whole = fit(arrivals=None, weights=(WEIGHTS > 0).astype(int), batch_size=120)
@@ -117,6 +118,7 @@ def test_a_weight_of_zero_is_as_if_the_sample_were_not_there():
     assert whole.history[0].train_loss == pytest.approx(fewer.history[0].train_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_class_weights_balance_what_is_rare():
     y = np.array([0] * 110 + [1] * 10)
     balanced = fit(y, None, network=nn.Dense(2), class_weights="balanced", batch_size=120)
@@ -167,7 +169,7 @@ RULES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", some_slow(RULES, *RULES.keys() - {"best", "steps"}))
 def test_each_rule_ends_a_round_on_the_devices_and_in_a_stream(name, monkeypatch):
     rule, reason = RULES[name]
     options = {"arrivals": (90,), "convergence": rule, "validation": (X[90:], LABELS["classification"][90:])}
@@ -229,6 +231,7 @@ def test_weighted_real_targets_stream_as_they_lie_on_the_devices():
     assert found[0][1] == found[1][1]
 
 
+@pytest.mark.slow
 def test_a_user_s_own_task():
     pinball = tasks.Task(
         "pinball",
@@ -241,6 +244,7 @@ def test_a_user_s_own_task():
     assert found.task is pinball
 
 
+@pytest.mark.slow
 def test_augmentation_draws_anew_each_step_and_the_same_for_a_lane_alone():
     images = RNG.integers(0, 255, size=(40, 8, 8, 3)).astype(np.uint8)
     labels, seen = np.arange(40) % 2, augmentation.flip_crop(jax.random.key(0), images)
@@ -291,7 +295,7 @@ def test_a_fit_keeps_its_task_in_its_file(tmp_path):
     assert one.history[-1].train_accuracy == two.history[-1].train_accuracy
 
 
-@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("task", some_slow(LABELS, "classification", "multilabel"))
 def test_scores_are_those_of_the_outputs(task):
     y = LABELS[task]
     found = fit(y, (90,), task=task, network=nn.Dense(1 if task == "binary" else 3))
@@ -327,6 +331,7 @@ class Pairs:
         return X[i], LABELS["classification"][i]
 
 
+@pytest.mark.slow
 def test_inputs_of_every_kind_are_the_same_samples(tmp_path, monkeypatch):
     expected = fit(arrivals=(90,)).history[0].train_loss
     y = LABELS["classification"]
@@ -363,6 +368,7 @@ class Words(nn.Module):
         return nn.Dense(2)(jnp.concatenate([h, x["features"]], axis=1))
 
 
+@pytest.mark.slow
 def test_dictionaries_of_inputs_with_dropout_train_on_the_devices_and_in_a_stream(monkeypatch):
     tokens, y = RNG.integers(0, 50, (64, 7)), np.arange(64) % 2
     inputs = {"tokens": tokens, "there": np.float32(tokens > 3), "features": X[:64]}
