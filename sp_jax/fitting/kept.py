@@ -50,11 +50,6 @@ def once(key: Hashable, sizes: tuple[int, ...], make: Callable[[tuple[int, ...]]
     return value
 
 
-def forget() -> None:
-    """Let all programs go."""
-    _kept.clear()
-
-
 class _Same:
     """Anything that is equal to nothing but itself; it lives on, so that its identity is not given to another."""
 

@@ -110,8 +110,8 @@ def _words(arrays, of="of "):
 
 def prepare(
     seeds, hparams: HParams, arrived: Arrays, held: Arrays | None, setting: Setting
-) -> tuple[Prepared, Lane, Callable[[chex.Array | None], None]]:
-    """Return the configuration, fed with the samples; the lanes; and a function that feeds other weights [N].
+) -> tuple[Prepared, Lane, Callable[[chex.Array], None]]:
+    """Return the configuration, fed with the samples; the lanes; and a function that gives them other weights [N].
 
     Raises:
       ValueError: anything that does not fit; one line.
@@ -134,14 +134,15 @@ def prepare(
 
     prepared = kept.once((*key, jax.config.jax_enable_x64), (arrived.count, held.count), make)
 
-    def feed(weights):
-        ours = arrived if weights is None else arrived._replace(weights=weights)
-        data = _laid_out(ours, held, prepared.room, streams)
-        prepared.engine.feed(data.replace(num_classes=prepared.num_classes))
-
+    engine, room = prepared.engine, prepared.room
     if not fresh:
-        feed(None)
-    return prepared, _lanes(seeds, hparams, rule, prepared.room, arrived.count, held.count, streams), feed
+        engine.feed(_laid_out(arrived, held, room, streams).replace(num_classes=prepared.num_classes))
+
+    def reweigh(weights):
+        both = np.concatenate([weights, held.weights]) if streams else _in_room(weights, held.weights, room)
+        engine.feed(engine.data.replace(weights=both))  # the inputs stay where they are
+
+    return prepared, _lanes(seeds, hparams, rule, room, arrived.count, held.count, streams), reweigh
 
 
 def equal(samples: Arrays) -> Arrays:
@@ -171,18 +172,20 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
 def _laid_out(arrived, held, room, streams):
     """Return all samples as one data set: those that arrived, up to their room, then those of the validation."""
 
-    def joined(one, two):
-        out = np.zeros((sum(room), *one.shape[1:]), one.dtype)
-        out[: len(one)], out[room[0] : room[0] + len(two)] = one, two
-        return out
-
     both, classes = (tuple(arrived), tuple(held)), int(max(arrived.targets.max(), held.targets.max())) + 1
     if streams:
         inputs = jax.tree.map(Joined, arrived.inputs, held.inputs)
         targets, weights = jax.tree.map(lambda *parts: np.concatenate(parts), *(each[1:] for each in both))
     else:
-        inputs, targets, weights = jax.tree.map(joined, *both)
+        inputs, targets, weights = jax.tree.map(lambda *parts: _in_room(*parts, room), *both)
     return Dataset(inputs, targets, classes, "inputs and labels", weights)
+
+
+def _in_room(one, two, room):
+    """Return two arrays, each at the beginning of its room, the rest zeros."""
+    out = np.zeros((sum(room), *one.shape[1:]), one.dtype)
+    out[: len(one)], out[room[0] : room[0] + len(two)] = one, two
+    return out
 
 
 def _lanes(seeds, hparams, rule, room, count, num_held, streams):

@@ -145,7 +145,7 @@ def fit_rounds(
     rounds = list(_rounds(arrivals, window, visible, half_life, arrived.count))
     arrived = arrived if half_life is None or arrived.weights is not None else equal(arrived)
     hparams = HParams(shrink=shrink, noise_scale=noise_scale)
-    prepared, lanes, feed = prepare([seed], hparams, arrived, held, setting)
+    prepared, lanes, reweigh = prepare([seed], hparams, arrived, held, setting)
     with released(prepared) as engine:
         keeps = not callable(restart) and restart != "random_init"  # a custom restart does its own checks
         how, few = {"layouts": layouts, "renamed": renamed}, arrived.inputs if keeps else None
@@ -156,7 +156,7 @@ def fit_rounds(
         for chosen in rounds:
             warn_of_majority(arrived, chosen, setting)
             if half_life is not None:
-                feed(_aged(arrived.weights, chosen, half_life))
+                reweigh(_aged(arrived.weights, chosen, half_life))
             own = restart if params is None or fit.history else prepared.restart("warm_start", setting, None)
             if if_diverged == "random_init" and fit.state is not None and first_not_finite(fit.state):
                 own = prepared.restart("random_init", setting, None)
@@ -170,8 +170,7 @@ def _check(seed, restart, shrink, noise_scale, since, if_diverged, where, params
     transforms.check_shrink(shrink)
     transforms.check_noise_scale(noise_scale)
     check_seed(seed)
-    if if_diverged not in IF_DIVERGED:
-        raise ValueError(f"if_diverged must be one of {', '.join(IF_DIVERGED)}, got {if_diverged!r}")
+    arithmetic.check_choice("if_diverged", if_diverged, IF_DIVERGED)
     if since is None:
         return
     check_since(since)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sp_jax.models import padding
 from sp_jax.tasks import Task
+from sp_jax.transforms.filters import path_name
 from sp_jax.types import Model
 
 APART = 1e-2  # of the largest logit: rounding (bfloat16) may make a sample's logits alone and in a batch differ so much
@@ -143,7 +144,8 @@ def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str,
 
     jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
     return {
-        _name(path): out is not into for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
+        path_name(path): out is not into
+        for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
     }
 
 
@@ -171,7 +173,7 @@ def check_switch(name: str, init: Callable, call: Callable, example: chex.ArrayT
       UnknownSwitchError: they are never updated, or updated in evaluation.
     """
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0))[1])
-    running = {_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    running = {path_name(path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
     def moved(train):
         found = _changed_statistics(init, call, example, train)
@@ -209,8 +211,3 @@ def _changed_statistics(init, call, example, train):
     return changed_leaves(
         lambda stats, params, x, mask: call(params, stats, x, mask, train)[1], batch_stats, params, example, mask
     )
-
-
-def _name(path):
-    """Return a path as `sp_jax.filters.path_name` does for dictionaries; models do not import filters."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
