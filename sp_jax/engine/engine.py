@@ -171,6 +171,15 @@ class Engine:
             merged = begun if merged is None else merge(lanes, (chosen, begun, merged))
         return merged
 
+    def expect(self, restart: restarts.Restart, lanes: Lane) -> None:
+        """Compile a restart while other work goes on, since a later round begins with it.
+
+        Args:
+          restart: of all lanes.
+          lanes: as placed.
+        """
+        self.source.expect(restarts.as_restart(restart), lanes, (self.shapes(lanes),) * 2)
+
     def train(
         self,
         lanes: Lane,

@@ -1,5 +1,6 @@
 """Programs, which run a function of one lane over all lanes on all devices; and the assignment of lanes to slots."""
 
+import concurrent.futures
 import time
 from collections.abc import Callable
 
@@ -46,7 +47,7 @@ class Program:
         self._jitted = jax.jit(
             mapped, in_shardings=shardings, out_shardings=shardings[0], donate_argnums=(1,) if donate else ()
         )
-        self._compiled = None
+        self._compiled = self._ahead = None
         self.compile_seconds = 0.0
 
     @property
@@ -62,9 +63,17 @@ class Program:
         """Run it: `lanes` and `carry` are pytrees of [slots, ...], of a fixed number of slots; all share `shared`."""
         if self._compiled is None:
             start = time.monotonic()
-            self._compiled = self._jitted.lower(lanes, carry, shared).compile()
+            compiled = self._ahead or self._jitted.lower(lanes, carry, shared)
+            self._compiled = compiled.result() if self._ahead else compiled.compile()
             self.compile_seconds = time.monotonic() - start
         return self._compiled(lanes, carry, shared)
+
+    def compile_ahead(self, lanes, carry, *shared):
+        """Compile in another thread, for a call that comes later; the arguments are as those, or their shapes."""
+        if self._compiled is None and self._ahead is None:
+            executor = concurrent.futures.ThreadPoolExecutor(1)
+            self._ahead = executor.submit(self._jitted.lower(lanes, carry, shared).compile)
+            executor.shutdown(wait=False)
 
 
 class Programs:

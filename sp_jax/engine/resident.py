@@ -1,6 +1,7 @@
 """Samples that lie on the devices, all of them: an epoch, a restart and an evaluation are one program each."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from sp_jax import training
@@ -32,13 +33,18 @@ class Resident:
 
     def begin(self, restart, lanes, states, round_, num_visible):
         """Restart each lane before a round."""
+        return self._begin(restart, states)(lanes, states, self.data, round_, num_visible)
 
+    def expect(self, restart, lanes, states):
+        """Compile a restart in another thread."""
+        self._begin(restart, states).compile_ahead(lanes, states, self.data, np.int32(0), np.int32(0))
+
+    def _begin(self, restart, states):
         def begin(lane, states, data, round_, num_visible):
             sums = self._trainer.zero_sums(data)
             return restart_lane(self._trainer, restart, lane, states, data, round_, num_visible, sums)
 
-        program = self._programs.once(("begin", restart, layout(states[0])), begin)
-        return program(lanes, states, self.data, round_, num_visible)
+        return self._programs.once(("begin", restart, layout(states[0])), begin)
 
     def train(self, lanes, progress, round_, num_visible, epoch_limit, fill):
         """Train up to an epoch; the host gets control there."""

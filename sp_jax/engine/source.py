@@ -36,6 +36,9 @@ class Source(Protocol):
     ) -> Progress:
         """Restart each lane before a round, from its state and a fresh one."""
 
+    def expect(self, restart: Restart, lanes: Lane, states: tuple[TrainState, TrainState]) -> None:
+        """Prepare for a restart in a later round, where that saves time then; of the states, the shapes are enough."""
+
     def train(
         self,
         lanes: Lane,

@@ -16,34 +16,47 @@ import jax
 import numpy as np
 
 MOST = 4  # configurations kept, the newest
+FREE, FREE_BYTES = 2**16, 2**24  # room that there is always: samples, and the most bytes of them
 LIBRARIES = ("optax", "jax", "flax", "sp_jax")  # whose closures are equal where all that they enclose is equal
 
 _kept: collections.OrderedDict = collections.OrderedDict()
 
 
-def capacity(count: int) -> int:
+def room_for(count: int, sample_bytes: int) -> int:
     """Return for how many samples to compile: at least `count`, of the numbers 2^k and 3 · 2^k.
 
-    >>> [capacity(n) for n in (1, 7, 1000, 1025, 1600)]
-    [1, 8, 1024, 1536, 2048]
+    Where they are few there is room for more, which costs memory alone: `FREE` samples, or `FREE_BYTES` of them. Many
+    get at most half as much again.
+
+    >>> [room_for(n, 100) for n in (1, 1000, 65_537, 100_000)], [room_for(n, 10**6) for n in (1, 7, 1000, 1025, 1600)]
+    ([65536, 65536, 98304, 131072], [16, 16, 1024, 1536, 2048])
     """
+    free = min(FREE, 1 << max(FREE_BYTES // max(sample_bytes, 1), 1).bit_length() - 1)
+    return max(free, _rounded(count))
+
+
+def _rounded(count):
     power = 1 << max(count - 1, 0).bit_length()
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
 
-def once(key: Hashable, sizes: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]) -> Any:
-    """Return what was made for a configuration and sizes at least these, but at most twice as large; or make it.
+def once(
+    key: Hashable, sizes: tuple[int, ...], make: Callable[[tuple[int, ...]], Any], *, sample_bytes: int = 0
+) -> Any:
+    """Return what was made for a configuration and room for these sizes, not more than twice as needed; or make it.
 
     Args:
       key: the configuration, see `fingerprint`.
       sizes: the numbers of samples.
-      make: makes it for the sizes, rounded up.
+      make: makes it for the rooms, see `room_for`.
+      sample_bytes: of one.
     """
+    rooms = [(n, room_for(n, sample_bytes), room_for(2 * n, sample_bytes)) for n in sizes]
     for (known, room), value in reversed(_kept.items()):
-        if known == key and all(n <= most <= 2 * max(n, 2) for n, most in zip(sizes, room, strict=True)):
+        if known == key and all(n <= there <= most for there, (n, _, most) in zip(room, rooms, strict=True)):
             _kept.move_to_end((known, room))
             return value
-    room = tuple(map(capacity, sizes))
+    room = tuple(least for _, least, _ in rooms)
     value = _kept[key, room] = make(room)
     while len(_kept) > MOST:
         _kept.popitem(last=False)

@@ -132,7 +132,8 @@ def prepare(
         fresh.append(_made(_laid_out(arrived, held, room, streams), arrived, setting, size, len(seeds), room, streams))
         return fresh[0]
 
-    prepared = kept.once((*key, jax.config.jax_enable_x64), (arrived.count, held.count), make)
+    sizes, each = (arrived.count, held.count), sum(x.nbytes for x in jax.tree.leaves(tuple(arrived))) // arrived.count
+    prepared = kept.once((*key, jax.config.jax_enable_x64), sizes, make, sample_bytes=each)
 
     engine, room = prepared.engine, prepared.room
     if not fresh:
@@ -205,7 +206,12 @@ def optimizer_of(setting: Setting) -> optax.GradientTransformation:
 
 def stacked(state, count: int):
     """Return a state as that of so many lanes."""
-    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], count, axis=0), state)
+
+    def leaf(x):  # NumPy compiles nothing
+        numpy = jnp if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np
+        return numpy.repeat(numpy.asarray(x)[None], count, axis=0)
+
+    return jax.tree.map(leaf, state)
 
 
 def task_since(task, since) -> Any:

@@ -153,6 +153,8 @@ def fit_rounds(
         restart = prepared.restart(restart, setting, where, **how)
         start = _started(prepared.model, params) if params is not None else since and since.state
         fit = Fit(prepared.model, start, since.history if since else (), grown, setting.task)
+        if start is None and len(rounds) == 1:
+            engine.expect(restart, engine.place(lanes))  # tomorrow's call begins with it
         for chosen in rounds:
             warn_of_majority(arrived, chosen, setting)
             if half_life is not None:
