@@ -64,6 +64,8 @@ def _labels(name, labels):
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         found = f" from {labels.min()}" if jnp.issubdtype(labels.dtype, np.number) and labels.size else ""
         raise ValueError(f"{name}: labels must be integers [N] from 0 on, got {labels.dtype} {labels.shape}{found}")
+    if labels.max() >= 2**31:
+        raise ValueError(f"{name}: labels must be below 2**31, got {labels.max()}: number the classes from 0 on")
     return labels.astype(np.int32)
 
 
@@ -153,7 +155,7 @@ def regression(
     Raises:
       ValueError: a column of the targets is constant.
     """
-    found = variance if targets is None else np.var(np.asarray(targets, float), axis=0)
+    found = variance if targets is None else np.var(_finite("regression", np.asarray(targets)), axis=0, dtype=float)
     variance = np.asarray(found, np.float32)
     if not np.all(variance > 0):
         raise ValueError("regression: all targets of a column are equal: there is nothing to learn")

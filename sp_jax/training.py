@@ -92,7 +92,13 @@ class Convergence:
 
     @classmethod
     def exactly(cls, epochs: int = NO_LIMIT, *, steps: int = NO_LIMIT, samples: int = NO_LIMIT) -> "Convergence":
-        """Make the rule of exactly so many epochs (Figure 1 has 350; Figure 6 has none), steps or samples."""
+        """Make the rule of exactly so many epochs (Figure 1 has 350; Figure 6 has none), steps or samples.
+
+        Raises:
+          ValueError: none of them is said.
+        """
+        if all(isinstance(count, int) and count >= NO_LIMIT for count in (epochs, steps, samples)):
+            raise ValueError("a round must end: say exactly how many epochs, steps or samples")
         return cls(max_epochs=epochs, fixed=True, max_steps=steps, max_samples=samples)
 
     @property

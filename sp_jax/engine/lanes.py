@@ -63,5 +63,5 @@ def _split(seeds, num_samples):
 
 def check_count(name: str, value: int) -> None:
     """Raise a ValueError where a count is no whole number of at least 1."""
-    if not isinstance(value, (int, np.integer)) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")

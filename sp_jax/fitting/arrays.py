@@ -42,6 +42,8 @@ def as_arrays(name: str, inputs: Any, targets: Any, task: "str | Task", weights:
     if targets is None:
         inputs, targets = _collected(name, inputs)
     inputs, targets = _tree(name, inputs), _leaf(name, targets)
+    if not targets.size:
+        raise ValueError(f"{name}: there are no samples")
     task = as_task(task, targets)
     if task is classification and not isinstance(inputs, Mapping):
         checked.check_samples(name, inputs, targets)
@@ -73,7 +75,10 @@ def with_class_weights(samples: Arrays, class_weights: Any) -> Arrays:
     elif missing := [int(each) for each in classes if each not in class_weights]:
         raise ValueError(f"class_weights has no weight for the classes {missing}")
     else:
-        of_class = np.array([class_weights[each] for each in classes.tolist()], float)
+        try:
+            of_class = np.array([class_weights[each] for each in classes.tolist()], float)
+        except (TypeError, ValueError):
+            raise ValueError(f"class_weights must be numbers, got {class_weights!r}") from None
     own = np.ones(len(targets), np.float32) if samples.weights is None else samples.weights
     return samples._replace(weights=_weights("class_weights", own * of_class[which], len(targets)))
 
@@ -95,6 +100,8 @@ def _tree(name, inputs):
     if isinstance(inputs, Mapping):
         if not inputs:
             raise ValueError(f"{name}: the dictionary of inputs is empty")
+        if strange := [key for key in inputs if not isinstance(key, str)]:
+            raise ValueError(f"{name}: the names in a dictionary of inputs must be texts, got {strange[0]!r}")
         return {key: _tree(f"{name} {key!r}", value) for key, value in inputs.items()}
     return _leaf(name, inputs)
 
@@ -109,6 +116,12 @@ def _leaf(name, values):
         found = np.asanyarray(values)
     except ValueError:  # of lists that are not equally long
         raise ValueError(f"{name}: not all samples have the same shape; pad or crop them to one") from None
+    except TypeError as error:  # of keys
+        raise ValueError(f"{name}: no array of numbers: {str(error).splitlines()[0]}") from None
+    if isinstance(found, np.ma.MaskedArray):
+        if np.ma.is_masked(found):
+            raise ValueError(f"{name}: some values are masked; fill them, or leave those samples out")
+        found = found.data
     return found
 
 

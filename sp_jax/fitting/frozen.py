@@ -78,6 +78,11 @@ def stopped(model: Model, trainable: Callable) -> Model:
       ValueError: the filter matches no leaf.
     """
 
+    try:
+        filters.pick(jax.eval_shape(model.init, jax.random.key(0))[0], trainable)
+    except ValueError as error:
+        raise ValueError(f"trainable: {error}") from None
+
     def apply(params, batch_stats, inputs, mask=None, train=False):
         picked = filters.pick(params, trainable)
         params = jax.tree.map(lambda x, trained: x if trained else jax.lax.stop_gradient(x), params, picked)

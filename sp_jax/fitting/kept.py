@@ -63,6 +63,11 @@ def once(
     return value
 
 
+def forget() -> None:
+    """Let go of all configurations: the next call compiles anew."""
+    _kept.clear()
+
+
 class _Same:
     """Anything that is equal to nothing but itself; it lives on, so that its identity is not given to another."""
 

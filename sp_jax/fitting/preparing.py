@@ -1,6 +1,7 @@
 """Preparation of `fit_rounds` and `tune_restart`: arrays, network and optimiser are checked before the first step."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ class Prepared(NamedTuple):
     def restart(self, restart, setting: Setting, where, layouts=None, renamed=None):
         """Return a restart of the configuration, the same object for equal settings: it is part of a program."""
         if callable(restart):
+            _check_signature(restart)
             return self.made.setdefault(kept.fingerprint(restart), restart)
         if restart not in RESTARTS:
             known = ", ".join(RESTARTS)
@@ -87,8 +89,10 @@ def arrays_of(samples: Samples, validation: Samples | None, setting: Setting) ->
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
             raise ValueError(f"validation must be a pair (inputs, labels), got {type(validation).__name__}")
         held, _ = as_arrays("validation", *validation[:2], task, *validation[2:])
-        if _spec((arrived.inputs, arrived.targets)) != _spec((held.inputs, held.targets)):
-            raise ValueError(f"validation inputs are {_words(held, 'of shape ')}, the others {_words(arrived)}")
+        for name in ("inputs", "targets"):
+            theirs, ours = getattr(held, name), getattr(arrived, name)
+            if _spec(theirs) != _spec(ours):
+                raise ValueError(f"validation {name} are {_words(theirs, 'of shape ')}, the others {_words(ours)}")
     if setting.class_weights is not None:
         arrived, held = (each and with_class_weights(each, setting.class_weights) for each in (arrived, held))
     rule = setting.convergence or (Convergence() if task.counts else Convergence(patience=10))
@@ -104,8 +108,9 @@ def _spec(tree):
     return structure, tuple((np.shape(x)[1:], x.dtype) for x in leaves)
 
 
-def _words(arrays, of="of "):
-    return ", ".join(f"{x.dtype} {of}{np.shape(x)[1:]}" for x in jax.tree.leaves(arrays.inputs))
+def _words(tree, of="of "):
+    named = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return ", ".join(f"{name}{' ' if name else ''}{x.dtype} {of}{np.shape(x)[1:]}" for name, x in named.items())
 
 
 def prepare(
@@ -164,10 +169,34 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
     optimizer, task = optimizer_of(setting), setting.task
     trainer = Trainer(model, lambda hparams: optimizer, size, method=METHOD, weigh_last_batch=True, task=task)
     trainer = trainer._replace(augment=setting.augment)
+    if setting.augment is not None:
+        _check_augment(setting.augment, _batch(data, size).inputs)
     _check_step(trainer, data)
     data, kind = data.replace(num_classes=num_classes), StreamedEngine if streams else Engine
     engine = kind(trainer, data, num_lanes)
     return Prepared(model, engine, frozenset(untrained(trainer, data)), room, num_classes, {})
+
+
+def _check_signature(restart):
+    """Raise a ValueError where a function cannot be called as a restart is."""
+    try:
+        inspect.signature(restart).bind(None, None, None, shrink=None, noise_scale=None, batches=None)
+    except (TypeError, ValueError) as error:
+        call = "(key, state, fresh, *, shrink, noise_scale, batches=None)"
+        raise ValueError(f"restart must be a function from sp_jax.make_restart, or take {call}: {error}") from None
+
+
+def _check_augment(augment, inputs):
+    """Raise a ValueError where a batch would not be the same after its augmentation, but for the values."""
+    try:
+        found = jax.eval_shape(augment, jax.random.key(0), inputs)
+    except Exception as error:  # a user's function can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"augment(key, inputs) does not run on a batch {_words(inputs)}: {reason}") from error
+    if _spec(found) != _spec(inputs) or [x.shape for x in jax.tree.leaves(found)] != [
+        x.shape for x in jax.tree.leaves(inputs)
+    ]:
+        raise ValueError(f"augment must return inputs of the same shapes and dtypes, {_words(inputs)}")
 
 
 def _laid_out(arrived, held, room, streams):
@@ -307,7 +336,12 @@ def warn_of_majority(samples: Arrays, chosen: np.ndarray, setting: Setting) -> N
       setting: its task, and when a round ends.
     """
     rule, targets = setting.convergence, samples.targets[chosen]
-    if not setting.task.counts or targets.ndim != 1 or rule.fixed or rule.monitor != "train_accuracy":
+    if not setting.task.counts or targets.ndim != 1:
+        return
+    if len(targets) > 1 and (targets == targets[0]).all():
+        only = f"all {len(targets):,} samples are of one class, {targets[0]:g}"
+        warnings.warn(f"{only}: there is nothing to tell apart; wait for samples of another", stacklevel=3)
+    if rule.fixed or rule.monitor != "train_accuracy":
         return
     weights = None if samples.weights is None else samples.weights[chosen]
     counts = np.bincount(targets.astype(int), weights=weights)
@@ -326,7 +360,7 @@ def check_arrivals(arrivals, count: int) -> list[int]:
     if not (arrivals is None or np.ndim(arrivals) == 1):
         raise ValueError(f"arrivals must be a sequence of counts, got {arrivals}")
     arrivals = [count] if arrivals is None else list(arrivals)
-    whole = all(isinstance(n, (int, np.integer)) for n in arrivals)
+    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in arrivals)
     if not (arrivals and whole) or sorted(set(arrivals)) != arrivals or arrivals[0] < 1 or arrivals[-1] > count:
         raise ValueError(f"arrivals must be increasing counts between 1 and the {count:,} samples, got {arrivals}")
     return [int(n) for n in arrivals]
@@ -334,7 +368,7 @@ def check_arrivals(arrivals, count: int) -> list[int]:
 
 def check_seed(seed):
     """Raise a ValueError where a seed is not a non-negative int32."""
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
         raise ValueError(f"seeds must lie between 0 and 2**31 - 1, got {seed!r}")
 
 
@@ -353,10 +387,16 @@ def check_convergence(rule):
         raise ValueError(f"convergence must be a sp_jax.training.Convergence, got {rule!r}")
     if rule.monitor not in training.MONITORS:
         raise ValueError(f"monitor must be one of {', '.join(training.MONITORS)}, got {rule.monitor!r}")
-    if min(rule.max_samples, rule.max_steps) < 1:
-        raise ValueError(f"max_samples and max_steps must be at least 1, got {rule.max_samples} and {rule.max_steps}")
+    for name in ("max_samples", "max_steps"):
+        check_count(name, getattr(rule, name))
+    for name in ("train_accuracy", "min_improvement", "reaches"):
+        if not isinstance(getattr(rule, name), (int, float, np.number)):
+            raise ValueError(f"{name} must be a number, got {getattr(rule, name)!r}")
+    if not rule.min_improvement >= 0:
+        raise ValueError(f"min_improvement must be at least 0, got {rule.min_improvement}")
     if not 0 < rule.train_accuracy <= 1:
         raise ValueError(f"train_accuracy is a fraction: it must lie in (0, 1], got {rule.train_accuracy}")
-    if rule.patience < 1 or rule.max_epochs < (0 if rule.fixed else 1):
-        found = f"{rule.patience} and {rule.max_epochs}"
-        raise ValueError(f"patience and max_epochs must be at least 1, got {found}; Convergence.exactly(0) trains none")
+    whole = all(isinstance(n, (int, np.integer)) for n in (rule.patience, rule.max_epochs))
+    if not whole or rule.patience < 1 or rule.max_epochs < (0 if rule.fixed else 1):
+        found = f"at least 1, got {rule.patience} and {rule.max_epochs}; Convergence.exactly(0) trains none"
+        raise ValueError(f"patience and max_epochs must be whole numbers, {found}")

@@ -12,6 +12,7 @@ import optax
 
 from sp_jax import restarts, sweeps, transforms
 from sp_jax.divergence import DivergenceWarning, check_finite, first_not_finite
+from sp_jax.engine import check_count
 from sp_jax.fitting.evaluation_weights import evaluation_state
 from sp_jax.fitting.fit import DivergedError, Fit, check_since, grown_since
 from sp_jax.fitting.preparing import (
@@ -136,7 +137,7 @@ def fit_rounds(
     >>> [(day.round, day.num_train) for day in tuesday.history]
     [(1, 32), (2, 64)]
     """
-    _check(seed, restart, shrink, noise_scale, since, if_diverged, where, params)
+    _check(seed, restart, shrink, noise_scale, since, if_diverged, where, params, layouts, renamed)
     setting = Setting(
         network, as_optimizer(optimizer), batch_size, convergence, switch, mask, task_since(task, since),
         class_weights, trainable, augment,
@@ -168,11 +169,16 @@ def fit_rounds(
     return fit
 
 
-def _check(seed, restart, shrink, noise_scale, since, if_diverged, where, params):
+def _check(seed, restart, shrink, noise_scale, since, if_diverged, where, params, layouts, renamed):
     transforms.check_shrink(shrink)
     transforms.check_noise_scale(noise_scale)
     check_seed(seed)
     arithmetic.check_choice("if_diverged", if_diverged, IF_DIVERGED)
+    for name, names in (("layouts", layouts), ("renamed", renamed)):
+        if names is not None and not isinstance(names, Mapping):
+            raise ValueError(f"{name} must be a dictionary, by paths, got {names!r}")
+    if renamed and since is None:
+        raise ValueError("renamed names layers of `since`: give that, too")
     if since is None:
         return
     check_since(since)
@@ -184,15 +190,18 @@ def _check(seed, restart, shrink, noise_scale, since, if_diverged, where, params
 
 def _rounds(arrivals, window, visible, half_life, count) -> Iterator[np.ndarray]:
     """Yield the indices of the samples that are visible in each round."""
-    for name, value in (("window", window), ("half_life", half_life)):
-        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
-            raise ValueError(f"{name} must be a number of samples above 0, got {value!r}")
+    if window is not None:
+        check_count("window", window)
+    if half_life is not None and not (isinstance(half_life, (int, float, np.number)) and half_life > 0):
+        raise ValueError(f"half_life must be a number of samples above 0, got {half_life!r}")
     if visible is None:
         for stop in check_arrivals(arrivals, count):
-            yield np.arange(0 if window is None else max(0, stop - int(window)), stop)
+            yield np.arange(0 if window is None else max(0, stop - window), stop)
         return
     if arrivals is not None or window is not None:
         raise ValueError("visible says which samples a round has: leave arrivals and window out")
+    if not len(visible):
+        raise ValueError("visible must be the indices of at least one round")
     for indices in visible:
         chosen = np.asarray(indices)
         if chosen.ndim != 1 or not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):

@@ -1,6 +1,7 @@
 """The choice of λ and σ by trial on the data at hand (Section 2.2, the grid of Figure 8)."""
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -51,18 +52,24 @@ class Tuned(NamedTuple):
     table: tuple[Choice, ...]  # one for each pair of the grid; best accuracy first
     standard_error: float  # of the best accuracy, a fraction
     samples_seen: int  # by all lanes together
-    seconds: float  # wall time, compiling left out
+    seconds: float  # wall time of training, compiling left out
+    wall_seconds: float = math.nan  # of the whole call, compiling included
 
     @property
     def saving(self) -> str:
-        """What the choice saves beside random init, in one line; "" where random init was not tried."""
+        """What the choice saves beside random init, and what the trial cost with compiling, in one line; "" where random
+        init was not tried."""
         fresh = [each for each in self.table if each.shrink == 0 and each.noise_scale == 1]
         if not fresh or not fresh[0].samples_seen > 0:
             return ""
         less = 1 - self.best.samples_seen / fresh[0].samples_seen
+        second = self.seconds / max(self.samples_seen, 1)  # for each sample
+        seen = self.best.samples_seen, fresh[0].samples_seen
+        best, others = (f"{n:,.0f} samples ({n * second:.2g} s)" for n in seen)
         return (
-            f"λ={self.best.shrink:g} σ={self.best.noise_scale:g} visits {self.best.samples_seen:,.0f} samples, random "
-            f"init {fresh[0].samples_seen:,.0f}: {abs(less):.0%} {'fewer' if less >= 0 else 'more'}"
+            f"λ={self.best.shrink:g} σ={self.best.noise_scale:g} visits {best}, random init {others}: {abs(less):.0%} "
+            f"{'fewer' if less >= 0 else 'more'}; the trial took {self.wall_seconds:.1f} s, "
+            f"{self.wall_seconds - self.seconds:.1f} of them compiling and preparing"
         )
 
 
@@ -131,6 +138,7 @@ def tune_restart(
     Warns:
       DivergenceWarning: lanes diverged: which, when, and what was not finite first.
     """
+    start = time.perf_counter()
     check_grid(grid)
     check_count("seeds", seeds)
     check_since(since)
@@ -154,7 +162,8 @@ def tune_restart(
         _, results, _ = sweeps.train_round(phase, len(since.history) + 1, engine.place(lanes), state)
     _warn_of_lost(np.repeat(np.array(grid, float), seeds, axis=0), results)
     bounded = setting.task.counts
-    return _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), held.count, bounded)
+    tuned = _choose(grid, np.reshape(np.array(results, object), (len(grid), seeds, -1)), held.count, bounded)
+    return tuned._replace(wall_seconds=time.perf_counter() - start)
 
 
 def _warn_of_lost(pairs, results):

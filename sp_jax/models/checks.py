@@ -59,7 +59,21 @@ def check_outputs(model: Model, inputs: chex.ArrayTree, task: Task, targets: np.
     is_array = isinstance(shape, tuple)
     if wanted := task.outputs(shape if is_array else (), targets) or ("" if is_array else "one array of outputs"):
         raise ValueError(f"the network must give {wanted}, got {shape}")
+    _check_task(task, jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32), targets)
     return shape
+
+
+def _check_task(task, outputs, targets):
+    """Raise a ValueError where a task's functions do not give one number for each sample of a batch of two."""
+    batch = jax.ShapeDtypeStruct((2, *targets.shape[1:]), targets.dtype)
+    for name, function in (("losses", task.losses), ("metric", task.metric)):
+        try:
+            found = getattr(jax.eval_shape(function, outputs, batch), "shape", None)
+        except Exception as error:  # a user's function can raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"the task's {name} do not run on outputs {outputs.shape}: {reason}") from error
+        if found != (2,):
+            raise ValueError(f"the task's {name} must be [B], one number for each sample, got {found} of two samples")
 
 
 def _shape_of_outputs(model, inputs):

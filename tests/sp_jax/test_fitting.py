@@ -219,7 +219,10 @@ def test_without_validation_samples_accuracy_is_nan():
         ({"shrink": 1j}, r"shrink \(λ\) must be a scalar"),
         ({"convergence": 0.99}, "convergence must be a sp_jax.training.Convergence, got 0.99"),
         ({"convergence": Convergence(99.0)}, r"train_accuracy is a fraction: it must lie in \(0, 1\], got 99.0"),
-        ({"convergence": Convergence(max_epochs=0)}, "patience and max_epochs must be at least 1, got 100 and 0"),
+        (
+            {"convergence": Convergence(max_epochs=0)},
+            "patience and max_epochs must be whole numbers, at least 1, got 100 and 0",
+        ),
         ({"since": "monday"}, "`since` must be what fit_rounds returned, got str"),
         ({"validation": X}, r"validation must be a pair \(inputs, labels\), got ndarray"),
         ({"validation": ([[1.0, 2.0], [3.0]], [0, 1])}, "validation: not all samples have the same shape"),
