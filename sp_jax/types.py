@@ -38,7 +38,8 @@ class Model(NamedTuple):
     `init(key) -> (params, batch_stats)` draws a fresh network (the key is consumed).
     `apply(params, batch_stats, inputs, mask, train) -> (logits, batch_stats)`: inputs [B, ...], mask [B] booleans
     (False marks padding, which must influence nothing) or None, `train` a Python bool; logits [B, classes]. Batch
-    statistics are returned updated where `train`, else unchanged; a network without BatchNorm has an empty dict.
+    statistics are whatever else a network carries along: BatchNorm's, other collections, counts of random streams.
+    They are returned updated where `train`, else unchanged; a network with none has an empty dict.
     """
 
     init: Callable[..., tuple[chex.ArrayTree, chex.ArrayTree]]

@@ -16,8 +16,6 @@ from sp_jax import tasks
 from sp_jax.divergence import DivergenceWarning
 from sp_jax.training import Convergence
 
-CHUNK = 65_536  # rows whose outputs are computed at a time
-
 
 class Training(NamedTuple):
     """How a network is trained."""
@@ -101,12 +99,7 @@ def _told(call: Callable) -> Any:
 
 def outputs(fitted: Any, rows: Rows) -> np.ndarray:
     """Return a fit's outputs [N, K] for rows."""
-    parts = []
-    for i in range(0, len(rows.numbers), CHUNK):
-        part = rows._replace(numbers=rows.numbers[i : i + CHUNK], categories=rows.categories[i : i + CHUNK])
-        found = np.asarray(fitted.predict(inputs(part)))
-        parts.append(found.reshape(len(found), -1))
-    return np.concatenate(parts)
+    return fitted.outputs(inputs(rows)).reshape(len(rows.numbers), -1)
 
 
 def score(fitted: Any, preparation: Preparation, held_out: Rows, targets: np.ndarray) -> Score:

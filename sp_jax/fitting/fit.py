@@ -49,9 +49,13 @@ class Fit(NamedTuple):
           ValueError: samples that do not fit, scikit-learn is not installed, or the network diverged.
         """
         samples, _ = as_arrays("inputs and labels", inputs, labels, self.task, weights)
-        parts = range(0, samples.count, PREDICTED)
-        outputs = [self.predict(jax.tree.map(lambda x, i=i: x[i : i + PREDICTED], samples.inputs)) for i in parts]
-        return score(self.task, np.concatenate(outputs), samples)
+        return score(self.task, self.outputs(samples.inputs), samples)
+
+    def outputs(self, inputs: chex.ArrayTree) -> np.ndarray:
+        """Return what `predict` gives, of any number of samples [N, ...] on the host, 1,000 at a time."""
+        parts = range(0, max(len(jax.tree.leaves(inputs)[0]), 1), PREDICTED)
+        found = (self.predict(jax.tree.map(lambda x, i=i: x[i : i + PREDICTED], inputs)) for i in parts)
+        return np.concatenate([np.asarray(part) for part in found])
 
     @property
     def diverged(self) -> str:

@@ -57,8 +57,7 @@ class Tuned(NamedTuple):
 
     @property
     def saving(self) -> str:
-        """What the choice saves beside random init, and what the trial cost with compiling, in one line; "" where random
-        init was not tried."""
+        """What the choice saves beside random init, and what the trial cost, in one line; "" if that was not tried."""
         fresh = [each for each in self.table if each.shrink == 0 and each.noise_scale == 1]
         if not fresh or not fresh[0].samples_seen > 0:
             return ""

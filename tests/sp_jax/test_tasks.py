@@ -14,6 +14,7 @@ from helpers import SMALL, TRAINER, some_slow
 import sp_jax
 from sp_jax import augmentation, restarts, sweeps, tasks, training
 from sp_jax.engine import streamed
+from sp_jax.fitting import arrays
 from sp_jax.random import Purpose, key_for
 from sp_jax.training import Convergence
 from sp_jax.types import Dataset, HParams
@@ -355,6 +356,21 @@ def test_inputs_of_every_kind_are_the_same_samples(tmp_path, monkeypatch):
     read = sp_jax.fit_rounds(0, mapped(X, tmp_path), y, (90,), network=nn.Dense(3), batch_size=BATCH,
                              convergence=Convergence.exactly(2))  # fmt: skip
     assert read.history[0].train_loss == expected
+
+
+@pytest.mark.parametrize(
+    ("library", "of"),
+    [
+        ("polars", lambda polars, x: polars.DataFrame(dict(zip("abcde", x.T, strict=True))) if x.ndim > 1 else
+         polars.Series(x)),
+        ("torch", lambda torch, x: torch.tensor(x, requires_grad=x.ndim > 1)),
+    ],
+)  # fmt: skip
+def test_other_libraries_arrays_are_the_same_samples(library, of):
+    library, y = pytest.importorskip(library), LABELS["classification"]
+    expected, _ = arrays.as_arrays("samples", X, y, "classification")
+    found, _ = arrays.as_arrays("samples", of(library, X), of(library, y), "classification")
+    jax.tree.map(np.testing.assert_array_equal, tuple(found), tuple(expected))
 
 
 def test_columns_that_are_no_numbers_are_named():
