@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -72,7 +73,7 @@ def restart_lane(
 
     Args:
       trainer: the static configuration.
-      restart: as `sp_jax.restarts` has them.
+      restart: a `sp_jax.restarts.Restart`, or, without data, a function of its signature.
       lane: one lane.
       states: its state and a fresh one.
       data: the samples that `lane.order` indexes; None where the restart reads none.
@@ -86,20 +87,38 @@ def restart_lane(
     state, fresh = states
     key = key_for(lane.seed, Purpose.NOISE, round_)
     hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
-    # The compiler drops them where they are not used.
-    batches = None if data is None else _in_batches(trainer.batch_size, lane, data, num_visible)
+    data_pass, batches = getattr(restart, "data_pass", None), None
+    if data is not None:  # the compiler drops them where they are not used
+        batches, in_order = _in_batches(trainer.batch_size, lane, data, num_visible, restart.num_batches)
 
     def apply(state):
-        return restart(key, state, fresh, **hparams, batches=batches)
+        if data_pass is None or data is None:
+            return restart(key, state, fresh, **hparams, batches=batches)
+        swept = _swept(data_pass, state, data, in_order, num_visible)
+        return data_pass.finish(swept)(key, state, fresh, **hparams, batches=batches)
 
     return lane.convergence.start(trainer.method.restarted(apply, state), active=lane.active, sums=sums)
 
 
-def _in_batches(batch_size, lane, data, num_visible):
-    """Return all samples in batches in the order of arrival, those that have not arrived masked."""
+def _in_batches(batch_size, lane, data, num_visible, count):
+    """Return the first `count` batches in the order of arrival, of 0 all, those that have not arrived masked; and the
+    indices of all batches [K, B]."""
     size = min(batch_size, lane.order.shape[0])
     shape = (-(-lane.order.shape[0] // size), size)
     order = jnp.pad(lane.order, (0, shape[0] * size - lane.order.shape[0])).reshape(shape)
-    masks = (jnp.arange(shape[0] * size) < num_visible).reshape(shape)
-    samples = data.take(order)
-    return Batches(samples.inputs, masks, samples.labels)
+    first = order[: count or None]
+    masks = (jnp.arange(first.size) < num_visible).reshape(first.shape)
+    samples = data.take(first)
+    return Batches(samples.inputs, masks, samples.labels), order
+
+
+def _swept(data_pass, state, data, order, num_visible):
+    """Pass a restart over all samples that have arrived, a batch at a time: they are never gathered as a whole."""
+    size = order.shape[1]
+
+    def one(i, carry):
+        samples = data.take(order[i][None])
+        masks = (i * size + jnp.arange(size) < num_visible)[None]
+        return data_pass.update(state, carry, Batches(samples.inputs, masks, samples.labels))
+
+    return jax.lax.fori_loop(0, (num_visible + size - 1) // size, one, data_pass.start(state))
