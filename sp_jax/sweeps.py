@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from sp_jax import divergence, restarts
 from sp_jax.engine import Engine, make_lanes
+from sp_jax.engine.program import layout
 from sp_jax.storage.checkpoints import Store
 from sp_jax.training import NO_LIMIT, Lane
 from sp_jax.types import Progress, RoundResult, StopReason, TrainState
@@ -150,6 +151,7 @@ class _Standing:
     def __init__(self, groups, store, watch):
         """Load the checkpoint of the store."""
         self._store, self._watch = store, watch
+        self._phases, self._reads = {group.name: group.phases for group in groups}, {}
         self.done, self.states = finished_rounds(groups, store), {}  # by group
         self._midway, self._summary = {}, None  # of the current round, by group; of the newest chunk
         whole, part = store.resume() if store else (None, None)
@@ -197,7 +199,19 @@ class _Standing:
         self.done |= dict.fromkeys(states, round_)
         self._midway = {}
         if self._store:
-            self._store.save(self.states, {"done": self.done, "watch": self._watch.note()})
+            kept = {name: self._needed(name, state) for name, state in self.states.items()}
+            self._store.save(kept, {"done": self.done, "watch": self._watch.note()})
+
+    def _needed(self, name, state):
+        """Return what a group's next restart reads of its state; the rest is zeros, which cost no room on the disk."""
+        later = self._phases[name][self.done[name] :]
+        if not later:
+            return state
+        engine, lanes, _, restart = later[0]
+        key = (engine, restart, layout(state))
+        if key not in self._reads:
+            self._reads[key] = engine.reads(restart, lanes, state)
+        return jax.tree.map(lambda x, read: x if read else np.zeros_like(x), state, self._reads[key])
 
 
 def _pool(owners, first, round_, finished, watch):

@@ -20,7 +20,7 @@ from sp_jax.data import samples
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import BATCH, LANES, Programs, pad, regrouped, to_host
 from sp_jax.engine.resident import Resident
-from sp_jax.engine.source import Source
+from sp_jax.engine.source import Source, restart_lane
 from sp_jax.models import check_logits
 from sp_jax.plasticity.methods import check_method
 from sp_jax.storage.checkpoints import CheckpointError
@@ -171,6 +171,31 @@ class Engine:
             merged = begun if merged is None else merge(lanes, (chosen, begun, merged))
         return merged
 
+    def reads(self, restart: restarts.Restart | Sequence[restarts.Restart], lanes: Lane, state: TrainState):
+        """Return which leaves of a state a restart reads, as a pytree of booleans; nothing is run.
+
+        Args:
+          restart: of all lanes, or one for each.
+          lanes: [L, ...].
+          state: [L, ...]; shapes are enough.
+        """
+        kinds = dict.fromkeys(map(restarts.as_restart, [restart] if callable(restart) else restart))
+        lane, old, fresh = (_of_a_lane(tree) for tree in (lanes, state, self.shapes(lanes)))
+        scalar, data = jax.ShapeDtypeStruct((), np.int32), jax.tree.map(_shape, self.data)
+        leaves, structure = jax.tree.flatten(old)
+        found = [False] * len(leaves)
+        for kind in kinds:
+            sums = self.trainer.zero_sums(data)
+
+            def begin(leaves, lane, fresh, data, round_, num_visible, kind=kind, sums=sums):
+                states = structure.unflatten(leaves), fresh
+                return restart_lane(self.trainer, kind, lane, states, data, round_, num_visible, sums)
+
+            jaxpr = jax.make_jaxpr(begin)(leaves, lane, fresh, data, scalar, scalar).jaxpr
+            used = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(x) for x in jaxpr.outvars}
+            found = [before or id(var) in used for before, var in zip(found, jaxpr.invars, strict=False)]
+        return structure.unflatten(found)
+
     def expect(self, restart: restarts.Restart, lanes: Lane) -> None:
         """Compile a restart while other work goes on, since a later round begins with it.
 
@@ -299,6 +324,15 @@ class Engine:
 def _spread(batch):
     """Spread the samples of a batch over the devices of a lane."""
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(BATCH))
+
+
+def _shape(x):
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype)
+
+
+def _of_a_lane(lanes):
+    """Return the shapes of one lane of [L, ...]."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], x.dtype), lanes)
 
 
 def _merge_lane(lane, carry):
