@@ -19,7 +19,7 @@ from sp_jax import divergence, restarts
 from sp_jax.engine import Engine, make_lanes
 from sp_jax.engine.program import layout
 from sp_jax.storage.checkpoints import Store
-from sp_jax.training import NO_LIMIT, Lane
+from sp_jax.training import Lane
 from sp_jax.types import Progress, RoundResult, StopReason, TrainState
 
 __all__ = ["Callbacks", "Engine", "Finished", "Group", "RoundPlan", "make_lanes", "rounds", "run", "train_round"]
@@ -406,9 +406,10 @@ def _results(lanes, engine, round_, num_visible, progress, evaluation, seconds):
 
 def _budget(rule, num_visible, batch_size):
     """Return the most samples that a round may visit, of each lane."""
-    whole, rest = np.divmod(np.asarray(rule.max_steps, np.int64), -(-num_visible // batch_size))
-    steps = whole * num_visible + np.minimum(rest * batch_size, num_visible)
-    return [
-        int(min(n if n != NO_LIMIT else math.inf, m if k != NO_LIMIT else math.inf, np.iinfo(np.int64).max))
-        for n, m, k in zip(rule.max_samples, steps, rule.max_steps, strict=True)
-    ]
+    found = np.full(len(rule.max_epochs), np.iinfo(np.int64).max)
+    if rule.max_samples is not None:
+        found = np.minimum(found, rule.max_samples)
+    if rule.max_steps is not None:
+        whole, rest = np.divmod(np.asarray(rule.max_steps, np.int64), -(-num_visible // batch_size))
+        found = np.minimum(found, whole * num_visible + np.minimum(rest * batch_size, num_visible))
+    return found.tolist()

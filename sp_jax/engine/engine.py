@@ -196,6 +196,22 @@ class Engine:
             found = [before or id(var) in used for before, var in zip(found, jaxpr.invars, strict=False)]
         return structure.unflatten(found)
 
+    def lower(self, lanes: Lane, restart: restarts.Restart) -> dict[str, jax.stages.Lowered]:
+        """Lower the programs of a round for the engine's devices, which need not be there; nothing is run.
+
+        Args:
+          lanes: [L, ...] on the host.
+          restart: of all lanes.
+
+        Returns:
+          By name: "init", "restart", "train" and "evaluate".
+        """
+        lanes = jax.tree.map(_shape, pad(lanes, self._programs.slots))
+        scalar, states = jax.ShapeDtypeStruct((), np.int32), (self.shapes(lanes),) * 2
+        programs = {"init": (self._programs.once("init", self._init_lane), (lanes, (), scalar))}
+        programs |= self.source.programs(restarts.as_restart(restart), lanes, states)
+        return {name: program.lower(*arguments) for name, (program, arguments) in programs.items()}
+
     def expect(self, restart: restarts.Restart, lanes: Lane) -> None:
         """Compile a restart while other work goes on, since a later round begins with it.
 

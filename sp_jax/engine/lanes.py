@@ -49,10 +49,11 @@ def lanes_of(
 
 
 def _repeat(record, count):
-    """Repeat each field of a record for all lanes, in the dtype of its default."""
-    dtypes = {bool: bool, int: np.int32, float: np.float32}
+    """Repeat each field of a record that is not None for all lanes, in the dtype of its default; counts have none."""
+    dtypes = {bool: bool, int: np.int32, float: np.float32, type(None): np.int32}
     traced = (f for f in fields_of(record) if f.metadata.get("pytree_node", True))
-    fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in traced}
+    given = [f for f in traced if getattr(record, f.name) is not None]
+    fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in given}
     return record.replace(**fields)
 
 

@@ -68,6 +68,14 @@ class Program:
             self.compile_seconds = time.monotonic() - start
         return self._compiled(lanes, carry, shared)
 
+    def shapes(self, lanes, carry, *shared):
+        """Return the shapes and dtypes of the result."""
+        return jax.eval_shape(self._jitted, lanes, carry, shared)
+
+    def lower(self, lanes, carry, *shared) -> jax.stages.Lowered:
+        """Lower it for its devices, which need not be there; shapes are enough."""
+        return self._jitted.lower(lanes, carry, shared)
+
     def compile_ahead(self, lanes, carry, *shared):
         """Compile in another thread, for a call that comes later; the arguments are as those, or their shapes."""
         if self._compiled is None and self._ahead is None:

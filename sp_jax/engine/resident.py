@@ -1,5 +1,6 @@
 """Samples that lie on the devices, all of them: an epoch, a restart and an evaluation are one program each."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -34,6 +35,19 @@ class Resident:
     def begin(self, restart, lanes, states, round_, num_visible):
         """Restart each lane before a round."""
         return self._begin(restart, states)(lanes, states, self.data, round_, num_visible)
+
+    def programs(self, restart, lanes, states):
+        """Return the programs of a round, each with its arguments, as shapes, by name."""
+        scalar = jax.ShapeDtypeStruct((), np.int32)
+        begin = self._begin(restart, states), (lanes, states, self.data, scalar, scalar)
+        progress = begin[0].shapes(*begin[1])
+        train = self._programs.once("train", self._train_lane, donate=True)
+        evaluate = self._programs.once("evaluate", self._evaluate_lane)
+        return {
+            "restart": begin,
+            "train": (train, (lanes, progress, self.data, scalar, scalar, scalar)),
+            "evaluate": (evaluate, (lanes, states[0], self.data)),
+        }
 
     def expect(self, restart, lanes, states):
         """Compile a restart in another thread."""

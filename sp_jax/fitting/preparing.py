@@ -129,7 +129,8 @@ def prepare(
     rule, size = setting.convergence, min(setting.batch_size, arrived.count)
     streams = sum(x.nbytes for x in jax.tree.leaves(tuple(arrived))) > memory.of_devices() // 2
     classes = 0 if setting.task is not classification else int(max(arrived.targets.max(), held.targets.max())) + 1
-    compiled = setting._replace(batch_size=size, convergence=(rule.monitor, rule.restore_best))
+    static = (rule.monitor, rule.restore_best, rule.max_samples is None, rule.max_steps is None)
+    compiled = setting._replace(batch_size=size, convergence=static)
     key = (kept.fingerprint(tuple(compiled)), _spec(tuple(arrived)), classes, len(seeds), streams)
     fresh = []
 
@@ -388,7 +389,8 @@ def check_convergence(rule):
     if rule.monitor not in training.MONITORS:
         raise ValueError(f"monitor must be one of {', '.join(training.MONITORS)}, got {rule.monitor!r}")
     for name in ("max_samples", "max_steps"):
-        check_count(name, getattr(rule, name))
+        if getattr(rule, name) is not None:
+            check_count(name, getattr(rule, name))
     for name in ("train_accuracy", "min_improvement", "reaches"):
         if not isinstance(getattr(rule, name), (int, float, np.number)):
             raise ValueError(f"{name} must be a number, got {getattr(rule, name)!r}")
