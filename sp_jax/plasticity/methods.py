@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from sp_jax.plasticity.continual_backprop import continual_backprop as replace_least_useful
 from sp_jax.plasticity.continual_backprop import init_utility, is_any_due
 from sp_jax.plasticity.hare_tortoise import follow, jumps
+from sp_jax.plasticity.rare import rarely
 from sp_jax.plasticity.redo import redo as replace_dormant
 from sp_jax.plasticity.units import Link, without_biases
 from sp_jax.transforms.filters import is_changeable
@@ -99,9 +100,12 @@ def _links(model):
 def _redraw(model, optimizer, state, replace, due):
     """Redraw units by `replace(fresh_params) -> (params, changed)`, and reset the moments of the changed entries."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.memory["key"]), state.memory["step"])
-    params, changed = replace(jax.lax.cond(due, lambda: model.init(key)[0], lambda: state.params))
-    opt_state = reset_changed(state.opt_state, optimizer.init(params), params, changed)
-    return state.replace(params=params, opt_state=opt_state)
+    params, changed = replace(rarely(due, lambda params: model.init(key)[0], state.params))
+
+    def reset(opt_state):
+        return reset_changed(opt_state, optimizer.init(params), params, changed)
+
+    return state.replace(params=params, opt_state=rarely(due, reset, state.opt_state))
 
 
 def _step_counter(key, model, params, batch_stats):
@@ -119,9 +123,9 @@ def _redo(model, optimizer, state, inputs, mask, strength):
             params, changed = replace_dormant(state.params, fresh, seen, links, threshold=strength, mask=mask)
             return params, without_biases(changed, links)
 
-        return _redraw(model, optimizer, state, replace, True)
+        return _redraw(model, optimizer, state, replace, jnp.bool_(True))
 
-    return jax.lax.cond(state.memory["step"] % REDO_STEPS == 0, search, lambda state: state, state)
+    return rarely(state.memory["step"] % REDO_STEPS == 0, search, state)
 
 
 def _counter_and_utility(key, model, params, batch_stats):
