@@ -22,14 +22,29 @@ class Dataset:
     num_classes: int = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False, default="unnamed")
     weights: chex.Array | None = None  # [N] floats >= 0, of the samples in loss and metric; None: all count the same
+    # Of a sample, where inputs lie flat, [N, features]: a TPU pads the last two axes of an array, of images 40-fold.
+    shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.labels)
 
     def take(self, indices: chex.Array) -> "Dataset":
-        """Return some of the samples."""
-        return jax.tree.map(lambda x: x[indices], self)
+        """Return some of the samples, in their own shape."""
+        taken = jax.tree.map(lambda x: x[indices], self)
+        if self.shape is None:
+            return taken
+        return taken.replace(inputs=taken.inputs.reshape(*taken.inputs.shape[:-1], *self.shape), shape=None)
+
+    def flat(self) -> "Dataset":
+        """Return the same samples with inputs [N, features]; dictionaries of inputs stay as they are."""
+        if self.shape is not None or isinstance(self.inputs, Mapping) or self.inputs.ndim < 3:
+            return self
+        return self.replace(inputs=self.inputs.reshape(len(self), -1), shape=self.inputs.shape[1:])
+
+    def batch(self, size: int) -> "Dataset":
+        """Return the shapes and dtypes of so many samples, in their own shape."""
+        return jax.eval_shape(lambda data: data.take(jnp.zeros(size, jnp.int32)), self)
 
 
 class Model(NamedTuple):

@@ -38,7 +38,7 @@ class Absent(Resident):
 
     def feed(self, data):
         """Take the shapes."""
-        self.data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), data)
+        self.data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), data.flat())
 
 
 class Compiled(NamedTuple):

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
@@ -69,7 +68,7 @@ class Network(nn.Module):
 def step(settings: Any, data: Dataset) -> tuple:
     """Return a step of Adam, `step(carry, x, y)`, called from a Python loop, and its arguments as shapes."""
     network, optimizer = Network(settings, data.num_classes), optax.adam(settings.learning_rate)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((settings.batch_size, *np.shape(x)[1:]), x.dtype), data)
+    batch = data.batch(settings.batch_size)
     x, y = batch.inputs, batch.labels
     variables = jax.eval_shape(lambda key, x: network.init(key, x, False), jax.random.key(0), x)
     params, stats = variables["params"], variables.get("batch_stats", {})

@@ -154,7 +154,7 @@ def write(
       CheckpointError: one cannot be written; those before are as they were.
     """
     engine = finished.group.phases[finished.results[0].round - 1].engine
-    state, inputs = engine.trainer.method.evaluated(finished.state), engine.data.inputs
+    state, inputs = engine.trainer.method.evaluated(finished.state), engine.data.batch(1).inputs
     settings = dataclasses.replace(member.settings, dataset=engine.data.name)
     about = {
         "settings": settings.to_json(),

@@ -69,7 +69,7 @@ class Engine:
         if trainer.task is tasks.classification:  # others are checked where their targets are
             if not isinstance(data.inputs, Mapping):
                 samples.check(data)
-            check_logits(trainer.model, data.inputs, data.num_classes)
+            check_logits(trainer.model, data.batch(1).inputs, data.num_classes)
         devices = list(devices or jax.devices())
         _check_devices_per_lane(devices_per_lane, len(devices), trainer.batch_size)
         self.num_lanes = num_lanes

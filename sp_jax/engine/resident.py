@@ -30,7 +30,7 @@ class Resident:
 
     def feed(self, data):
         """Take other samples, and copy them to the devices."""
-        self.data = None if data is None else put(data, self._programs.mesh, PartitionSpec())
+        self.data = None if data is None else put(data.flat(), self._programs.mesh, PartitionSpec())
 
     def begin(self, restart, lanes, states, round_, num_visible):
         """Restart each lane before a round."""

@@ -171,7 +171,7 @@ def _made(data, arrived, setting, size, num_lanes, room, streams):
     trainer = Trainer(model, lambda hparams: optimizer, size, method=METHOD, weigh_last_batch=True, task=task)
     trainer = trainer._replace(augment=setting.augment)
     if setting.augment is not None:
-        _check_augment(setting.augment, _batch(data, size).inputs)
+        _check_augment(setting.augment, data.batch(size).inputs)
     _check_step(trainer, data)
     data, kind = data.replace(num_classes=num_classes), StreamedEngine if streams else Engine
     engine = kind(trainer, data, num_lanes)
@@ -274,14 +274,9 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
     return optimizer or optax.adam(1e-3)
 
 
-def _batch(data: Dataset, size: int):
-    """Return a batch of the data set, as shapes."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data)
-
-
 def _check_step(trainer: Trainer, data: Dataset):
     """Trace a step; raise a ValueError of one line, before compiling, where the optimiser does not fit the network."""
-    optimizer, batch = trainer.optimizer(None), _batch(data, trainer.batch_size)
+    optimizer, batch = trainer.optimizer(None), data.batch(trainer.batch_size)
 
     def step(key, batch):
         params, batch_stats = trainer.model.init(key)
@@ -318,7 +313,7 @@ def untrained(trainer: Trainer, data: Dataset) -> set[str]:
       data: for shapes and dtypes alone.
     """
     params, batch_stats = jax.eval_shape(trainer.model.init, jax.random.key(0))
-    batch = _batch(data, 2)
+    batch = data.batch(2)
 
     def loss(params, batch_stats, inputs, labels):
         outputs, _ = trainer.model.apply(params, batch_stats, inputs, jnp.ones(2, bool), True)
