@@ -4,9 +4,14 @@ pip install '.[benchmark]'                                  brings PyTorch
 python -m experiments.benchmark                             MLPs, ResNet-18 of width 16 and 64, a whole experiment
 python -m experiments.benchmark --case=resnet18_16          one of them
 python -m experiments.benchmark --case=mlp_cifar10 --precision=tf32 --lanes=1,5
+python -m experiments.benchmark --compile_for=v5e,h100      what the compilers say of devices that are not here
 
 The flags of experiments.run that name model, optimiser, batch size and precision override those of every case. Where
 there is no CIFAR-10 (--data_dir), random pixels of its shape stand in: no rate depends on what they show.
+
+--compile_for measures nothing: `pip install '.[compile_tpu]'` or `'.[compile_gpu]'` brings a compiler, which compiles
+every program for a device from its description, and counts: cycles that a TPU's compiler estimates, kernels and a lower
+bound of a GPU's time. Beside it a plain Flax and optax step of the same shapes.
 """
 
 import statistics
@@ -18,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import roofline, workers
+from experiments.benchmarks import compiling, roofline, targets, workers
 from experiments.benchmarks.workers import Contender
 from experiments.config import app, setting_flags, sweep
 from experiments.config.fields import UsageError, check_choice, parse_list, parse_sizes
@@ -46,10 +51,13 @@ CASES = {
     "resnet18_16": Case("ResNet-18, width 16", {**RESNET, "width": 16}),
     "resnet18_64": Case("ResNet-18, width 64", {**RESNET, "width": 64}),
     "experiment": Case("Figure 7 on mixture, to convergence", {}),
+    "birnn": Case("BiRNN on IMDB, 200 tokens", {"dataset": "imdb", "model": "birnn", "width": 64}),
 }
+ALONE = ("birnn",)  # PyTorch loops are of the others
 AMOUNTS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.01))  # λ and σ of the whole experiment
 
-_CASE = flags.DEFINE_string("case", ",".join(CASES), f"Any of {', '.join(CASES)}, with commas.")
+_CASE = flags.DEFINE_string("case", None, f"Any of {', '.join(CASES)}, with commas; by default all that can be.")
+flags.declare_key_flag("compile_for")
 _AGAINST = flags.DEFINE_string("against", "dataloader,tuned", "PyTorch loops to measure, with commas; empty for none.")
 _LANES = flags.DEFINE_string("lanes", None, "Lanes of the engine, with commas.")
 _CORES = flags.DEFINE_string("cores", None, "CPU devices of the engine, with commas.")
@@ -122,10 +130,10 @@ def _rows(what, who, found, facts):
     rates = [statistics.median(m.samples / m.seconds for m in measured) for measured in found]
     base = {one.name: rate for one, rate in zip(who, rates, strict=True) if one.name in ("dataloader", "tuned")}
     made = []
-    for one, rate, (compiling, peak, machine, work) in zip(who, rates, facts, strict=True):
+    for one, rate, (seconds, peak, machine, work) in zip(who, rates, facts, strict=True):
         ratios = [f"{rate / base[name]:.2f}x" if name in base else "" for name in ("dataloader", "tuned")]
         reached = f"{rate * work.seconds(machine):.0%}" if machine else ""
-        compiled = f"{compiling:.1f} s" if compiling else ""
+        compiled = f"{seconds:.1f} s" if seconds else ""
         made.append((what, one.name, f"{rate:,.0f}", *ratios, reached, compiled, f"{peak / 2**20:,.0f} MiB"))
     return made
 
@@ -133,15 +141,31 @@ def _rows(what, who, found, facts):
 HEADER = ("what", "who", "samples/s", "dataloader", "tuned", "of the floor", "compile", "peak memory")
 
 
+def compile_for(cases: Mapping[str, Settings]) -> str:
+    """Return the table of what compilers say of the programs of each case.
+
+    Raises:
+      UsageError: a device that is not known, or whose compiler is not installed.
+    """
+    kinds = targets.asked()
+    lanes = parse_sizes("--lanes", _LANES.value or "1,5")
+    rows = compiling.report(cases, kinds, lanes, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    return f"{markdown([compiling.HEADER, *rows])}\n\nEstimates by compilers, and lower bounds; nothing was measured."
+
+
 def main(argv: Sequence[str]) -> None:
     """Measure each case and print one table."""
     with app.one_line_errors(argv):
-        cases = parse_list("--case", _CASE.value)
+        possible = [case for case in CASES if case not in (("experiment",) if targets.COMPILE_FOR.value else ALONE)]
+        cases = parse_list("--case", _CASE.value or ",".join(possible))
         for case in cases:
-            check_choice("--case", case, tuple(CASES))
+            check_choice("--case", case, tuple(possible))
         chosen = {case: sweep.resolve(CASES[case].preset, setting_flags.settings()).variants for case in cases}
         if any(len(variants) > 1 for variants in chosen.values()):
             raise UsageError("the benchmark measures one setting of a case at a time; give one value to each flag")
+        if targets.COMPILE_FOR.value:
+            print(compile_for({CASES[case].what: settings for case, (settings,) in chosen.items()}))
+            return
         rows = []
         for case, (settings,) in chosen.items():
             rows += run(case, settings, _REPEATS.value, _SECONDS.value)

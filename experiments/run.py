@@ -3,6 +3,7 @@
 python -m experiments.run                                    Figure 7 on the embedded synthetic data, under a minute
 python -m experiments.run --list                             the experiments: every table and figure of the paper
 python -m experiments.run --preset=paper --dry_run           what that would take here, measured in a minute or two
+python -m experiments.run --preset=paper --dry_run --compile_for=h100    what it would take there, as a compiler has it
 python -m experiments.run --preset=paper                     Figure 15: CIFAR-10, ResNet-18, 36 cells; for a GPU
 python -m experiments.run --experiment=table1 --preset=paper --dataset=cifar10 --model=mlp,logistic   part of Table 1
 python -m experiments.run --shrink=0.2,0.4,0.6,0.8 --noise_scale=0,0.01,0.1         a grid
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from experiments.benchmarks import compiling, targets
 from experiments.config import app, fields, setting_flags
 from experiments.config.fields import UsageError
 from experiments.records import provenance, run_folder
@@ -30,6 +32,7 @@ from sp_jax.storage.checkpoints import Store
 
 flags.adopt_module_key_flags(app)
 flags.adopt_module_key_flags(multihost)
+flags.declare_key_flag("compile_for")
 flags.adopt_module_key_flags(setting_flags)
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "One or several, with commas; see --list.")
 _LIST = flags.DEFINE_bool("list", False, "Print the experiments and what they cost, and exit.")
@@ -110,6 +113,9 @@ def main(argv: Sequence[str]) -> None:
         multihost.check(app.WORKDIR.value)
         if _DRY_RUN.value and multihost.several():
             raise UsageError("--dry_run measures this host alone; leave out --coordinator")
+        if targets.COMPILE_FOR.value and not _DRY_RUN.value:
+            raise UsageError("--compile_for trains nothing: it goes with --dry_run")
+        devices = targets.asked() if targets.COMPILE_FOR.value else []
         _board()
         names = None if _EXPERIMENT.value is None else fields.parse_list("--experiment", _EXPERIMENT.value)
         jobs = plan.jobs(names, _PRESET.value, setting_flags.settings(), app.WORKDIR.value, _RESUME.value)
@@ -118,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
         base = jobs[0].folder.parent if len(jobs) > 1 else jobs[0].folder
         stopping = signals.Stop()
         try:
-            _train_all(jobs, base, stopping)
+            _train_all(jobs, base, stopping, devices)
             multihost.wait("the first has written all")
         except Exception as error:
             multihost.await_verdict(error)
@@ -135,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
             multihost.leave(128 + (stopping.signal or signal.SIGINT))
 
 
-def _train_all(jobs, base, stopping):
+def _train_all(jobs, base, stopping, devices):
     loaded = {}
 
     def dataset(name):
@@ -152,7 +158,8 @@ def _train_all(jobs, base, stopping):
         for job, each in zip(jobs, rounds, strict=True):
             planned = _plan(job, each, loaded)
             done = sweeps.finished_rounds(planned.groups, Store(job.folder / "checkpoints", write=False))
-            print(dry_run.text(planned, done), flush=True)
+            for device in devices or [None]:
+                print(dry_run.text(planned, done, device and compiling.forecast(device)), flush=True)
         return
     with run_folder.lock(base, _RESUME.value) if multihost.first() else contextlib.nullcontext(), stopping:
         for job, each in zip(jobs, rounds, strict=True):

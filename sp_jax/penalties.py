@@ -22,7 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sp_jax.models.layers import scale_pixels
+from sp_jax.layers import scale_pixels
 from sp_jax.tasks import cross_entropy
 
 Forward = Callable[[chex.Array], tuple[chex.Array, chex.ArrayTree]]

@@ -16,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.benchmarks import hlo, plain
 from experiments.benchmarks.targets import Target
 from experiments.config import choices
+from experiments.config.fields import UsageError
+from experiments.running import dry_run
 from sp_jax import restarts
 from sp_jax.engine import Engine, make_lanes
 from sp_jax.engine.resident import Resident
@@ -95,6 +97,20 @@ def plain_step(settings: Any, target: Target) -> Compiled:
     step, arguments = plain.step(settings, dataset(settings.dataset))
     jitted = jax.jit(step, in_shardings=one, out_shardings=one, donate_argnums=0)
     return compiled(jitted.lower(*arguments), target)
+
+
+def forecast(target: Target) -> dry_run.Elsewhere:
+    """Return a device that is not here for `dry_run.text`: all lanes of an engine side by side on one."""
+
+    def speed(made):
+        absent = Engine(made.trainer, made.data, made.num_lanes, source=Absent, devices=target.devices[:1])
+        found = compiled(lowered(absent)["train"], target)
+        if found.error:
+            raise UsageError(f"--compile_for={target.name}: {made.num_lanes} lanes do not compile: {found.error}")
+        rate = made.num_lanes * made.trainer.batch_size / target.seconds(found.step)
+        return dry_run.Speed(found.seconds, rate, made.num_lanes, found.bytes)
+
+    return dry_run.Elsewhere(target.name, target.memory, speed)
 
 
 def report(cases: Mapping[str, Any], targets: Sequence[Target], lanes: Sequence[int], tell=print) -> list[tuple]:

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+from absl import flags
 from jax.experimental import topologies
 
-from experiments.config.fields import UsageError
+from experiments.config.fields import UsageError, check_choice, parse_list
 
 LAUNCH = 2.5e-6  # seconds to launch a kernel on a GPU, about
 
@@ -58,6 +59,23 @@ GPUS = {
 }  # fmt: skip
 EXTRAS = {**dict.fromkeys(TPUS, "compile_tpu"), **dict.fromkeys(GPUS, "compile_gpu")}
 
+COMPILE_FOR = flags.DEFINE_string(
+    "compile_for", None, f"Devices to compile for, which need not be here: {', '.join(EXTRAS)}, with commas."
+)
+
+
+def asked() -> list[Target]:
+    """Return the devices of --compile_for; before JAX looks for devices.
+
+    Raises:
+      UsageError: one that is not known, or whose compiler is not installed.
+    """
+    names = parse_list("--compile_for", COMPILE_FOR.value)
+    for name in names:
+        check_choice("--compile_for", name, tuple(EXTRAS))
+    prepare()
+    return [target(name) for name in names]
+
 
 def prepare() -> None:
     """Let the compilers start where their devices are not; before JAX looks for devices."""
@@ -68,27 +86,25 @@ def prepare() -> None:
 
 
 def target(name: str) -> Target:
-    """Describe a kind of device to its compiler.
+    """Describe a kind of device, one of `EXTRAS`, to its compiler.
 
     Raises:
-      UsageError: no such kind, or its compiler is not installed; says what to install.
+      UsageError: its compiler is not installed; says what to install.
     """
     try:
         if name in TPUS:
             kind = TPUS[name]
             devices = topologies.get_topology_desc(kind.topology, "tpu").devices
             return Target(name, devices, kind.clock, kind.bandwidth, kind.memory, None)
-        if name in GPUS:
-            kind = GPUS[name]
-            description = {"target_config": _described(name, kind), "topology": "1x1x4"}
-            devices = topologies.get_topology_desc(name, "cuda", **description).devices
-            return Target(name, devices, kind.clock, kind.bandwidth, kind.memory, kind.peak)
+        kind = GPUS[name]
+        description = {"target_config": _described(name, kind), "topology": "1x1x4"}
+        devices = topologies.get_topology_desc(name, "cuda", **description).devices
+        return Target(name, devices, kind.clock, kind.bandwidth, kind.memory, kind.peak)
     except Exception as error:  # of plugins that are not there, each its own kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"--compile_for={name}: its compiler does not start ({reason}); pip install '.[{EXTRAS[name]}]'"
         ) from None
-    raise UsageError(f"--compile_for={name} must be among {', '.join(EXTRAS)}")
 
 
 def _described(name, kind):

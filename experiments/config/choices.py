@@ -18,7 +18,7 @@ from experiments.config.fields import setting
 from sp_jax import models, penalties, restarts, training
 from sp_jax.augmentation import AUGMENTATIONS
 from sp_jax.data import text
-from sp_jax.models.layers import INITS
+from sp_jax.layers import INITS
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.transforms import filters
 from sp_jax.types import Dataset, Model

@@ -64,10 +64,11 @@ _PROCESS: Mapping[str, Mapping[str, Entry]] = {
         "process_id": Entry("hosts before it", default="none"), "join_seconds": Entry("seconds"),
     },
     "the measurement of speed": {
-        "case": Entry(), "against": Entry(),
+        "case": Entry(default="all"), "against": Entry(),
         "lanes": Entry("lanes", default="1 and 8; ResNets 1 and 2; the experiment 1 and 5"),
         "cores": Entry("CPU devices", default="one a core"), "repeats": Entry("measurements"),
         "seconds": Entry("seconds"), "millions": Entry("million parameters"),
+        "compile_for": Entry(default="none: measured here"),
     },
 }  # fmt: skip
 

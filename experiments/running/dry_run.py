@@ -111,8 +111,16 @@ def estimate(found: Sequence[Work], speeds: Mapping[sweeps.Engine, Speed]) -> tu
     return tuple(ends)
 
 
-def text(planned: RunPlan, done: Mapping[str, int]) -> str:
-    """Return the forecast of one experiment, measured now; see `work`."""
+class Elsewhere(NamedTuple):
+    """A device that is not here, of which a forecast speaks."""
+
+    name: str
+    memory: int  # bytes
+    speed: Callable[[sweeps.Engine], Speed]  # of an engine's programs there, as its compiler has it
+
+
+def text(planned: RunPlan, done: Mapping[str, int], elsewhere: Elsewhere | None = None) -> str:
+    """Return the forecast of one experiment, measured now, or for a device that is not here; see `work`."""
     job, plan, groups = planned.job, planned.rounds, planned.groups
     alone = job.grid.base.curves or job.experiment.gradient_norms or job.experiment.similarity
     found = work(plan, groups, done, alone=alone)
@@ -122,17 +130,26 @@ def text(planned: RunPlan, done: Mapping[str, int]) -> str:
     names = _names({engine: own for engine, (own, _) in settings.items()})
     speeds = {}
     for engine in dict.fromkeys(each.engine for each in found):
-        print(f"measuring {len(speeds) + 1} of {len(names)}: {names[engine]} …", file=sys.stderr, flush=True)
+        print(
+            f"{'compiling' if elsewhere else 'measuring'} {len(speeds) + 1} of {len(names)}: {names[engine]} …",
+            file=sys.stderr,
+            flush=True,
+        )
         visible = [each.num_visible for each in found if each.engine is engine]
-        speeds[engine] = measure(engine, settings[engine][1], int(statistics.median(visible)))
+        if elsewhere:
+            speeds[engine] = elsewhere.speed(engine)
+        else:
+            speeds[engine] = measure(engine, settings[engine][1], int(statistics.median(visible)))
     programs = [f"{names[engine]}: {_speed(speed)}" for engine, speed in speeds.items()]
     parts = {
         "grid": [_grid(plan, found)],
         "data": _data(settings),
         "programs": [f"{_count(len(speeds), 'static configuration')} to compile", *programs],
-        "memory": [_memory(speeds)],
+        "memory": [_memory(speeds, elsewhere)],
         "time": [*_time(found, speeds), NOT_COUNTED],
     }
+    if elsewhere:
+        parts["device"] = [f"one {elsewhere.name}, by its compiler's estimates, which are lower bounds: not measured"]
     lines = [f"  {head * (i == 0):10}{line}" for head, part in parts.items() for i, line in enumerate(part)]
     return "\n".join([f"{job.experiment.name}: a dry run; nothing was written into {job.folder}", *lines])
 
@@ -183,9 +200,10 @@ def _speed(speed):
     )
 
 
-def _memory(speeds):
-    needed = max((engine.mesh.size * speed.device_bytes for engine, speed in speeds.items()), default=0)
-    there = builder.memory()
+def _memory(speeds, elsewhere):
+    devices = {engine: 1 if elsewhere else engine.mesh.size for engine in speeds}
+    needed = max((devices[engine] * speed.device_bytes for engine, speed in speeds.items()), default=0)
+    there = elsewhere.memory if elsewhere else builder.memory()
     fits = "" if needed <= there else "; too much: fewer cells or --seeds at a time, or --stream"
     return f"{_bytes(needed)} on all devices of the largest configuration, of {_bytes(there)}{fits}"
 

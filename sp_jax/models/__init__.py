@@ -8,6 +8,7 @@
 ((3, 10), {})
 """
 
+from sp_jax.layers import Conv, Dense, convolution, scale_pixels
 from sp_jax.models.adapters import as_model, from_functions, from_nnx
 from sp_jax.models.birnn import BiRNN
 from sp_jax.models.checks import (
@@ -18,7 +19,6 @@ from sp_jax.models.checks import (
     check_outputs,
     fixed_statistics,
 )
-from sp_jax.models.layers import Conv, Dense, convolution, scale_pixels
 from sp_jax.models.linen import from_module
 from sp_jax.models.mlp import MLP
 from sp_jax.models.resnet import ResNet

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sp_jax.models.layers import Dense, initializers
+from sp_jax.layers import Dense, initializers, recurrence
 
 
 class BiRNN(nn.Module):
@@ -33,21 +33,18 @@ class BiRNN(nn.Module):
         with jax.default_matmul_precision(self.precision):
             h = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embedding", **self._embedding_init())(x)
             for i in range(self.layers):
-                directions = (nn.RNN(self._cell(f"{way}_{i}")) for way in ("forward", "backward"))
-                (forward, backward), h = nn.Bidirectional(*directions)(h, seq_lengths=lengths, return_carry=True)
-            last = jnp.concatenate([forward, backward], axis=-1)
+                cells = [self._cell(f"{way}_{i}", h.shape[-1]) for way in ("forward", "backward")]
+                h, last = recurrence.both_ways(cells, h, lengths, self.dtype)
             return Dense(self.num_classes, self.initialization, dtype=self.dtype, name="head")(last)
 
     def _embedding_init(self):
         """Return the embedding's initialiser as a keyword argument; PyTorch's is N(0, 1)."""
         return {"embedding_init": nn.initializers.normal(1.0)} if self.initialization == "torch" else {}
 
-    def _cell(self, name):
-        if self.initialization == "flax":
-            return nn.GRUCell(self.width, dtype=self.dtype, name=name)
+    def _cell(self, name, features):
         init = initializers(self.initialization, self.width)
-        recurrent = {"recurrent_kernel_init": init["kernel_init"]}
-        return nn.GRUCell(self.width, dtype=self.dtype, name=name, **init, **recurrent)
+        orthogonal = {"kernel_init": nn.initializers.orthogonal()}
+        return Cell(self.width, init, init | (orthogonal if self.initialization == "flax" else {}), name=name)(features)
 
     def layouts(self) -> dict[str, dict[int, int | tuple[int, int]]]:
         """Return the layouts (`sp_jax.transforms.layouts`): plain axes, except where the units of both directions are
@@ -55,3 +52,36 @@ class BiRNN(nn.Module):
         cells = [f"{way}_{i}" for way in ("forward", "backward") for i in range(1, self.layers)]
         upper = [f"{cell}/{gate}/kernel" for cell in cells for gate in ("ir", "iz", "in")]
         return {"": {-1: -1, -2: -1}} | {name: {-2: (2, -1)} for name in ("head/kernel", *upper)}
+
+
+class Cell(nn.Module):
+    """The parameters of a gated recurrent unit, named and drawn as those of Flax's `GRUCell`."""
+
+    width: int
+    input_init: dict
+    recurrent_init: dict
+
+    @nn.compact
+    def __call__(self, features: int) -> dict:
+        """Return a kernel and, but for hr and hz, a bias of each gate."""
+        of_inputs = {name: Gate(self.width, self.input_init, name=name)(features) for name in ("ir", "iz", "in")}
+        return of_inputs | {
+            name: Gate(self.width, self.recurrent_init, name == "hn", name=name)(self.width)
+            for name in ("hr", "hz", "hn")
+        }
+
+
+class Gate(nn.Module):
+    """The parameters of a linear layer."""
+
+    width: int
+    initial: dict  # of the kernel and the bias
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, features: int) -> dict:
+        """Return a kernel [F, W], and a bias [W]."""
+        kernel = {"kernel": self.param("kernel", self.initial["kernel_init"], (features, self.width))}
+        if not self.use_bias:
+            return kernel
+        return kernel | {"bias": self.param("bias", self.initial["bias_init"], (self.width,))}

@@ -8,7 +8,7 @@ from typing import Any
 import chex
 from flax import linen as nn
 
-from sp_jax.models.layers import Dense, scale_pixels
+from sp_jax.layers import Dense, scale_pixels
 
 
 class MLP(nn.Module):

@@ -8,8 +8,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sp_jax.models.batch_norm import BatchNorm
-from sp_jax.models.layers import Conv, Dense, scale_pixels
+from sp_jax.layers import BatchNorm, Conv, Dense, scale_pixels
 
 
 class ResNet(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sp_jax.models.batch_norm import BatchNorm
+from sp_jax.layers import BatchNorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(1, 2, (6, 4, 4, 3)), jnp.float32)
 PARAMS = {"scale": jnp.asarray([1.0, 0.5, 2.0]), "bias": jnp.asarray([0.1, 0.2, -0.3])}

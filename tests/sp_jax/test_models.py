@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sp_jax
 from sp_jax import models
 
-ROOM = importlib.import_module("sp_jax.models.convolution")
+ROOM = importlib.import_module("sp_jax.layers.convolution")
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sp_jax.models.convolution import convolution
+from sp_jax.layers.convolution import convolution
 from sp_jax.transforms import check_choice
 
 INITS = ("torch", "flax")
