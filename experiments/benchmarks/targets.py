@@ -79,7 +79,12 @@ def asked() -> list[Target]:
 
 def prepare() -> None:
     """Let the compilers start where their devices are not; before JAX looks for devices."""
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+    quiet = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    }
     for name, value in {**quiet, "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
