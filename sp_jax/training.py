@@ -24,7 +24,6 @@ from sp_jax.types import Dataset, Evaluation, HParams, Model, Progress, StopReas
 
 Optimizer = Callable[[HParams], optax.GradientTransformation]
 EVALUATION_BATCH = 500  # samples at a time
-FEW = 1000  # samples that are sorted at once, however few are visible
 NO_LIMIT = 2**31 - 1
 MONITORS = ("train_accuracy", "train_loss", "validation_accuracy", "validation_loss")
 
@@ -369,29 +368,25 @@ def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric,
     Returns:
       [length] indices; from position `num_visible` on they mean nothing.
     """
-    sizes = _quarters(order.shape[0])
+    sizes, padded = _sizes(order.shape[0]), jnp.pad(order, (0, length - order.shape[0]))
 
     def shuffled(size):
         bits = jax.random.bits(key, (size,), jnp.uint32) >> 1  # each number depends on its place alone
         unseen = jnp.arange(size) >= num_visible
         ranks = _argsort(jnp.where(unseen, jnp.uint32(0xFFFFFFFF), bits))
-        return jnp.concatenate([order[:size][ranks], order[size:]])
+        return jax.lax.dynamic_update_slice(padded, order[:size][ranks], (0,))
 
     smallest = sum((num_visible <= size for size in sizes[1:]), 0)  # that holds all visible ones
-    shuffled = jax.lax.switch(smallest, [partial(shuffled, size) for size in sizes])
-    return jnp.pad(shuffled, (0, length - order.shape[0]))
+    return jax.lax.switch(smallest, [partial(shuffled, size) for size in sizes])
 
 
-def _quarters(count):
-    """Return the sizes among which an epoch sorts: all samples, a quarter, a sixteenth, … of them, rounded up.
+def _sizes(count):
+    """Return the numbers of samples that an epoch may sort: all, and those powers of 4 that are fewer.
 
-    >>> _quarters(10_000)
-    [10000, 2500, 625]
+    >>> _sizes(50_000)
+    [50000, 16384, 4096, 1024]
     """
-    sizes = [count]
-    while sizes[-1] > 2 * FEW:
-        sizes.append(-(-sizes[-1] // 4))
-    return sizes
+    return [count, *(4**k for k in range(12, 4, -1) if 4**k < count)]
 
 
 def _argsort(keys):

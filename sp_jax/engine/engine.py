@@ -321,6 +321,7 @@ class Engine:
 
     def measure(self, function: Callable, lanes: Lane, carry, *shared):
         """Run any function of one lane on all lanes: `function(lane, carry, data, *shared)` (`sp_jax.diagnostics`).
+        `data.take(indices)` gives samples in their own shape; on the devices they may lie flat.
 
         Args:
           function: the same object at each call, or it is compiled again.
