@@ -10,6 +10,8 @@ import pytest
 from absl import flags
 from jax._src import compiler
 
+from sp_jax.fitting import kept
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -54,6 +56,8 @@ def quick_compilation(request):
         if quick and hasattr(compiler, "get_compile_options"):
             options, given = quick_options(), compiler.get_compile_options
             patch.setattr(compiler, "get_compile_options", functools.partial(_with_options, given, options))
+        if request.module.__name__ != "test_docs":
+            patch.setattr(kept, "FREE", 256)  # a program for fewer samples has fewer sorts to compile
         yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # what a finished module has compiled is gigabytes of memory

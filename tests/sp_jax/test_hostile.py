@@ -443,6 +443,7 @@ def test_a_hostile_call_gets_one_line(call, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_what_looks_hostile_but_is_not():
     for call in ({"labels": pd.Series(Y).astype("category")}, {"half_life": np.inf}, {"switch": {}}):
         call = {"inputs": X, "labels": Y, "network": Net(), "batch_size": 16, "convergence": exactly(1)} | call

@@ -40,6 +40,7 @@ def test_states_and_gradients_are_flaxs(dtype, apart):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_lanes_side_by_side_are_as_alone():
     params = jax.tree.map(lambda *x: jnp.stack(x), cells(4), cells(4)[::-1])
     found = jax.vmap(lambda p: outcome(recurrence._joined, p, X)[1][0])(params)
