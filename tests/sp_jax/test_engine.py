@@ -183,3 +183,17 @@ def test_an_engine_refuses_what_does_not_fit():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_a_restart_says_what_it_reads_of_a_state():
+    lanes = sweeps.make_lanes([0, 1], HParams(shrink=0.5, noise_scale=0.1), Convergence.exactly(1), len(SMALL.labels))
+    engine = sweeps.Engine(TRAINER, SMALL, 2)
+    state = engine.shapes(lanes)
+
+    def read(rule, **policies):
+        found = engine.reads(restarts.make_restart(rule, **policies), lanes, state)
+        return {name for name in ("params", "opt_state") if any(jax.tree.leaves(getattr(found, name)))}
+
+    assert read(restarts.random_init) == set()
+    assert read(restarts.shrink_perturb) == {"params"}
+    assert read(restarts.warm_start, optimizer_state="keep") == {"params", "opt_state"}
