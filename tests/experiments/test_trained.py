@@ -132,6 +132,7 @@ def test_a_network_of_another_shape_is_named(folder):
         networks.load(path, like=({"body": np.zeros(3)}, {}))
 
 
+@pytest.mark.slow
 def test_which_rounds_are_kept_is_a_setting_and_resume_adds_to_them(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(kept, "AUTO_BYTES", 5000)  # a network of logistic regression has 2,600

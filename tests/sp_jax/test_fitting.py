@@ -146,6 +146,7 @@ def test_a_network_with_a_class_more_goes_on_and_tells_what_grew(restart):
         fit([150], since=tuesday, network=Classes(3))
 
 
+@pytest.mark.slow
 def test_other_shapes_need_a_restart_that_grows():
     before = three_classes()
     for rule in (restarts.warm_start, restarts.shrink_perturb):

@@ -148,6 +148,7 @@ class Attention(nn.Module):
         return nn.Dense(3, name="head")(nn.LayerNorm(name="ln_f")(x).mean(axis=1))
 
 
+@pytest.mark.slow
 def test_restarts_take_kinds():
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(5, 4, 8)).astype(np.float32), rng.integers(0, 3, 5)

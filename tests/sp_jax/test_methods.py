@@ -92,6 +92,7 @@ def test_methods_of_no_strength_change_nothing(method, strength):
     close(train(method, strength=strength).params, train(methods.none).params, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_l2_init_is_the_gradient_of_its_penalty_and_remembers_the_first_initialisation():
     state, lane = train(methods.l2_init, strength=0.01), lane_of(methods.l2_init, 0.01)
     trainer = Trainer(MODEL, training.adam, 32, method=methods.l2_init)
@@ -156,6 +157,7 @@ def test_a_restart_in_the_engine_is_of_the_tortoise_too():
     close(shrunk.memory["slow"][0], jax.tree.map(lambda p: 0.5 * p, first.memory["slow"][0]))
 
 
+@pytest.mark.slow
 def test_the_tortoise_is_evaluated():
     state, result = rounds(methods.hare_tortoise, epochs=8)
     lane = lane_of(methods.hare_tortoise)

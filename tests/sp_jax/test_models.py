@@ -249,6 +249,7 @@ def birnn():
     return model, jax.tree.map(lambda x: np.float32(rng.uniform(-0.45, 0.45, x.shape)), shapes), tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9))])
 def test_padding_changes_nothing_in_a_recurrent_network(birnn, length):
     model, params, tokens = birnn
