@@ -22,7 +22,7 @@ class Dataset:
     num_classes: int = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False, default="unnamed")
     weights: chex.Array | None = None  # [N] floats >= 0, of the samples in loss and metric; None: all count the same
-    # Of a sample, where inputs lie flat, [N, features]: a TPU pads the last two axes of an array, of images 40-fold.
+    # Of a sample, where inputs lie flat, [N, features]: a TPU pads the last two axes, small ones of images.
     shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
     def __len__(self) -> int:

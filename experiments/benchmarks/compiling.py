@@ -20,7 +20,9 @@ from experiments.config.fields import UsageError
 from experiments.running import dry_run
 from sp_jax import restarts
 from sp_jax.engine import Engine, make_lanes
+from sp_jax.engine.program import needed_bytes
 from sp_jax.engine.resident import Resident
+from sp_jax.errors import first_line
 from sp_jax.training import Convergence
 from sp_jax.types import Dataset, HParams
 
@@ -84,11 +86,10 @@ def compiled(program: jax.stages.Lowered, target: Target) -> Compiled:
     try:
         found = program.compile()
     except jax.errors.JaxRuntimeError as error:
-        return Compiled(0.0, 0, 0, None, str(error).splitlines()[0])
-    seconds, needs = time.perf_counter() - start, found.memory_analysis()
-    held = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+        return Compiled(0.0, 0, 0, None, first_line(error))
+    seconds, temporary = time.perf_counter() - start, found.memory_analysis().temp_size_in_bytes
     step = hlo.step(hlo.loops(found.as_text(), target))
-    return Compiled(seconds, held + needs.temp_size_in_bytes, needs.temp_size_in_bytes, step)
+    return Compiled(seconds, needed_bytes(found), temporary, step)
 
 
 def plain_step(settings: Any, target: Target) -> Compiled:

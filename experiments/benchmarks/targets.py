@@ -9,6 +9,7 @@ from absl import flags
 from jax.experimental import topologies
 
 from experiments.config.fields import UsageError, check_choice, parse_list
+from sp_jax.errors import first_line
 
 LAUNCH = 2.5e-6  # seconds to launch a kernel on a GPU, about
 
@@ -106,7 +107,7 @@ def target(name: str) -> Target:
         devices = topologies.get_topology_desc(name, "cuda", **description).devices
         return Target(name, devices, kind.clock, kind.bandwidth, kind.memory, kind.peak)
     except Exception as error:  # of plugins that are not there, each its own kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"--compile_for={name}: its compiler does not start ({reason}); pip install '.[{EXTRAS[name]}]'"
         ) from None

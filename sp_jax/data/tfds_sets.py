@@ -19,6 +19,7 @@ import numpy as np
 
 from sp_jax.data import EMBEDDED, cache, folders, text
 from sp_jax.data.errors import DataError
+from sp_jax.errors import first_line
 from sp_jax.types import Dataset
 
 logger = logging.getLogger(__name__)
@@ -214,4 +215,4 @@ def _readable(path) -> bool:
 
 
 def _first_line(error) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

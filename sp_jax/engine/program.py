@@ -53,18 +53,13 @@ class Program:
     @property
     def bytes(self) -> int:
         """The bytes needed on each device, arguments and results included; 0 where it is not compiled yet."""
-        if self._compiled is None:
-            return 0
-        needs = self._compiled.memory_analysis()
-        held = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
-        return held + needs.temp_size_in_bytes
+        return 0 if self._compiled is None else needed_bytes(self._compiled)
 
     def __call__(self, lanes, carry, *shared):
         """Run it: `lanes` and `carry` are pytrees of [slots, ...], of a fixed number of slots; all share `shared`."""
         if self._compiled is None:
             start = time.monotonic()
-            compiled = self._ahead or self._jitted.lower(lanes, carry, shared)
-            self._compiled = compiled.result() if self._ahead else compiled.compile()
+            self._compiled = self._ahead.result() if self._ahead else self.lower(lanes, carry, *shared).compile()
             self.compile_seconds = time.monotonic() - start
         return self._compiled(lanes, carry, shared)
 
@@ -80,7 +75,7 @@ class Program:
         """Compile in another thread, for a call that comes later; the arguments are as those, or their shapes."""
         if self._compiled is None and self._ahead is None:
             executor = concurrent.futures.ThreadPoolExecutor(1)
-            self._ahead = executor.submit(self._jitted.lower(lanes, carry, shared).compile)
+            self._ahead = executor.submit(self.lower(lanes, carry, *shared).compile)
             executor.shutdown(wait=False)
 
 
@@ -123,6 +118,13 @@ class Programs:
     def fetch(self, lanes, count: int | None = None):
         """Return NumPy arrays of the first `count` lanes, by default of all slots, idle ones too."""
         return jax.tree.map(lambda x: to_host(x)[:count], lanes)
+
+
+def needed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes that a program needs on each device: arguments, results and what it needs meanwhile."""
+    needs = compiled.memory_analysis()
+    held = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    return held + needs.temp_size_in_bytes
 
 
 def layout(tree) -> tuple:

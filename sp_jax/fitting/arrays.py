@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sp_jax.data import samples as checked
+from sp_jax.errors import first_line
 from sp_jax.tasks import Task, as_task, classification
 
 
@@ -117,7 +118,7 @@ def _leaf(name, values):
     except ValueError:  # of lists that are not equally long
         raise ValueError(f"{name}: not all samples have the same shape; pad or crop them to one") from None
     except TypeError as error:  # of keys
-        raise ValueError(f"{name}: no array of numbers: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{name}: no array of numbers: {first_line(error)}") from None
     if isinstance(found, np.ma.MaskedArray):
         if np.ma.is_masked(found):
             raise ValueError(f"{name}: some values are masked; fill them, or leave those samples out")

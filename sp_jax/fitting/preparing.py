@@ -14,7 +14,9 @@ import optax
 
 from sp_jax import models, restarts, training, transforms
 from sp_jax.engine import Engine, check_count, lanes_of, memory
+from sp_jax.engine.program import layout
 from sp_jax.engine.streamed import StreamedEngine
+from sp_jax.errors import first_line
 from sp_jax.fitting import frozen, kept
 from sp_jax.fitting.arrays import Arrays, Joined, as_arrays, with_class_weights
 from sp_jax.fitting.evaluation_weights import evaluation_state, keepers
@@ -192,11 +194,9 @@ def _check_augment(augment, inputs):
     try:
         found = jax.eval_shape(augment, jax.random.key(0), inputs)
     except Exception as error:  # a user's function can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"augment(key, inputs) does not run on a batch {_words(inputs)}: {reason}") from error
-    if _spec(found) != _spec(inputs) or [x.shape for x in jax.tree.leaves(found)] != [
-        x.shape for x in jax.tree.leaves(inputs)
-    ]:
+    if layout(found) != layout(inputs):
         raise ValueError(f"augment must return inputs of the same shapes and dtypes, {_words(inputs)}")
 
 
@@ -289,7 +289,7 @@ def _check_step(trainer: Trainer, data: Dataset):
     try:
         state = jax.eval_shape(step, jax.random.key(0), batch)
     except Exception as error:  # a user's optimiser can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if "fast" in reason:
             reason = "optax.lookahead trains optax.LookaheadParams in place of the parameters; leave lookahead out"
         if "grad requires real" in reason:

@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
+from sp_jax.errors import first_line
 from sp_jax.models import foreign, padding
 from sp_jax.models.checks import NetworkError, UnknownSwitchError, check_switch
 from sp_jax.models.linen import from_module
@@ -51,7 +52,7 @@ def as_model(
     except (NetworkError, UnknownSwitchError):
         raise
     except Exception as error:  # a user's network can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         given = padding.described(example)
         raise ValueError(f"the network does not run on inputs {given}: {reason} (expected {FORMS})") from error
     return model

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sp_jax.errors import first_line
 from sp_jax.models import padding
 from sp_jax.tasks import Task
 from sp_jax.transforms.filters import path_name
@@ -70,7 +71,7 @@ def _check_task(task, outputs, targets):
         try:
             found = getattr(jax.eval_shape(function, outputs, batch), "shape", None)
         except Exception as error:  # a user's function can raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"the task's {name} do not run on outputs {outputs.shape}: {reason}") from error
         if found != (2,):
             raise ValueError(f"the task's {name} must be [B], one number for each sample, got {found} of two samples")

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sp_jax.errors import first_line
 from sp_jax.storage.atomic import sync_folder, write_whole
 
 FORMAT = 1  # the version of the format; another one is refused
@@ -266,4 +267,4 @@ def _reason(error):
     """Return an error's reason in a few words."""
     of_system = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's
     number = int(of_system[1]) if of_system else getattr(error, "errno", None)
-    return os.strerror(number) if number else (str(error).strip() or type(error).__name__).splitlines()[0]
+    return os.strerror(number) if number else first_line(error)
