@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.benchmarks import compiling, targets
-from experiments.config import app, fields, setting_flags
+from experiments.config import app, fields, setting_flags, streams
 from experiments.config.fields import UsageError
 from experiments.records import provenance, run_folder
 from experiments.reporting import listing, run_report
 from experiments.running import dry_run, multihost, plan, progress, recorder, signals, validation
 from experiments.running.builder import Builder
-from sp_jax import data, sweeps
+from sp_jax import sweeps
 from sp_jax.storage import checkpoints
 from sp_jax.storage.checkpoints import Store
 
@@ -149,10 +149,10 @@ def _train_all(jobs, base, stopping, devices):
             loaded[name] = setting_flags.dataset(name)
         return loaded[name]
 
-    def num_train(name):
-        return data.arrival.num_training(len(dataset(name).labels))
+    def sizes(settings):
+        return streams.amount(settings, dataset(settings.dataset))
 
-    rounds = [job.rounds(num_train) for job in jobs]
+    rounds = [job.rounds(sizes) for job in jobs]
     validation.plans(rounds, dataset, _DEVICES_PER_LANE.value)  # all are checked before one is trained
     if _DRY_RUN.value:
         for job, each in zip(jobs, rounds, strict=True):

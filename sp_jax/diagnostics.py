@@ -1,9 +1,12 @@
-"""Diagnostics of the gap: gradient norms on parts of the data (Figure 5), similarity to the initialisation (Figure 11).
+"""Diagnostics: gradient norms on parts of the data (Figure 5), similarity to the initialisation (Figure 11), and signs
+of a loss of plasticity.
 
-Functions of one lane, off the hot path: `sweeps.Engine.measure` runs them on all lanes.
+`dormant_share`, `effective_rank`, `stable_rank`, `top_singular_values` and `sharpness` are functions of arrays, for any
+training loop; the guide `experiments/docs/losing_plasticity.md` says what to make of them. The others are functions of
+one lane, off the hot path: `sweeps.Engine.measure` runs them on all lanes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import chex
 import jax
@@ -11,10 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sp_jax.training import Lane, Trainer
+from sp_jax.plasticity.redo import dormancy
+from sp_jax.random import Purpose, key_for
+from sp_jax.training import Lane, Trainer, init_state
 from sp_jax.types import Dataset, TrainState
 
 BATCHES = 10  # gradients of so many batches are averaged
+PROBE = 512  # samples on which a network is looked at after a round, as in Lee et al. 2024
+DORMANT = 0.025  # a unit's share of its layer's mean activation, at most (Sokar et al. 2023)
+POWER_STEPS = 20  # of the power iteration
+MEASURES = (
+    "online_accuracy", "dormant", "effective_rank", "stable_rank", "top_singular_values", "weight_norm", "update_norm",
+    "gradient_norm", "distance", "sharpness",
+)  # fmt: skip
 
 
 def gradient_norms(trainer: Trainer) -> Callable[..., dict[str, chex.Array]]:
@@ -59,6 +71,160 @@ def _gradient_norm(trainer, lane, state, data, start, stop):
 
     norms, counted = jax.lax.map(batch_norm, jnp.arange(BATCHES))
     return jnp.sum(norms) / jnp.sum(counted)
+
+
+def dormant_share(
+    activations: Mapping[str, chex.Array], *, threshold: chex.Numeric = DORMANT, mask: chex.Array | None = None
+) -> chex.Array:
+    """Compute the share of hidden units that are dormant (Sokar et al. 2023, Definition 3.2): E|h| <= τ · layer's mean.
+
+    Args:
+      activations: by layer [B, ..., units], after the activation function.
+      threshold: τ; 0 counts dead units.
+      mask: [B] booleans, False marks padding.
+
+    Returns:
+      A scalar in [0, 1], over the units of all layers.
+
+    >>> dormant_share({"hidden": jnp.array([[0.0, 1.0, 2.0, 0.01], [0.0, 3.0, 2.0, 0.01]])})
+    Array(0.5, dtype=float32)
+    """
+    shares = [dormancy(x, mask) <= threshold for x in activations.values()]
+    return jnp.mean(jnp.concatenate(shares), dtype=float)
+
+
+def effective_rank(features: chex.Array) -> chex.Array:
+    """Compute the effective rank, exp of the entropy of the singular values over their sum (Roy and Vetterli 2007).
+
+    `features` are [B, F], not centred; the result is a scalar between 1 and min(B, F), 0 where all are zero.
+
+    >>> float(effective_rank(jnp.eye(4)).round(3)), float(effective_rank(jnp.ones((4, 4))).round(3))
+    (4.0, 1.0)
+    """
+    values = _singular(features)
+    shares = values / jnp.maximum(jnp.sum(values), jnp.finfo(values.dtype).tiny)
+    return jnp.where(jnp.sum(values) > 0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(shares, shares))), 0)
+
+
+def stable_rank(features: chex.Array) -> chex.Array:
+    """Compute the stable rank, ‖A‖²_F / σ₁², of features [B, F]: a scalar, 0 where all are zero.
+
+    Other authors call `top_singular_values` the stable rank.
+    """
+    values = _singular(features)
+    return jnp.sum(values**2) / jnp.maximum(values[0] ** 2, jnp.finfo(values.dtype).tiny)
+
+
+def top_singular_values(features: chex.Array, *, share: chex.Numeric = 0.99) -> chex.Array:
+    """Count the largest singular values that make up a share of the sum (Kumar et al. 2021, `srank` with δ = 0.01).
+
+    Args:
+      features: [B, F].
+      share: 1 - δ.
+
+    Returns:
+      An int32 scalar; 0 where all are zero.
+
+    >>> int(top_singular_values(jnp.diag(jnp.array([50.0, 49.0, 1.0]))))
+    2
+    """
+    values = _singular(features)
+    reached = jnp.cumsum(values) >= share * jnp.sum(values) * (1 - 1e-6)
+    return jnp.where(jnp.sum(values) > 0, jnp.argmax(reached) + 1, 0).astype(jnp.int32)
+
+
+def sharpness(
+    loss: Callable[[chex.ArrayTree], chex.Array], params: chex.ArrayTree, key: chex.PRNGKey, *, steps: int = POWER_STEPS
+) -> chex.Array:
+    """Compute the largest eigenvalue, in magnitude, of a loss's Hessian by power iteration.
+
+    Args:
+      loss: of the parameters, a scalar; twice differentiable.
+      params: pytree of floating arrays.
+      key: of the first direction; consumed.
+      steps: Hessian-vector products, at least 1; the result is the last Rayleigh quotient.
+
+    Returns:
+      A scalar, in units of the loss per squared unit of the parameters.
+    """
+
+    def product(vector):
+        return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+
+    def unit(vector):
+        return optax.tree.scale(1 / jnp.maximum(optax.tree.norm(vector), 1e-30), vector)
+
+    def step(_, carry):
+        vector, _ = carry
+        turned = product(vector)
+        return unit(turned), optax.tree.vdot(vector, turned)
+
+    start = unit(optax.tree.random_like(key, params, jax.random.normal))
+    return jax.lax.fori_loop(0, steps, step, (start, jnp.zeros((), float)))[1]
+
+
+def _singular(features):
+    wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    return jnp.linalg.svd(wide.reshape(-1, wide.shape[-1]), compute_uv=False)
+
+
+def plasticity(trainer: Trainer, names: Sequence[str]) -> Callable[..., dict[str, chex.Array]]:
+    """Make a measure of a network after a round: any of `MEASURES` but the online accuracy, which costs nothing.
+
+    Activations, features and losses are those of the first `PROBE` samples in the round's order, in train mode; norms
+    are Euclidean, over all parameters.
+
+    Args:
+      trainer: the static configuration.
+      names: which of `MEASURES`.
+
+    Returns:
+      `measure(lane, (state, params before the round), data, num_visible)`: a scalar for each name.
+
+    Raises:
+      ValueError: the network does not say its hidden units (`links`), or its last features.
+    """
+    model, names = trainer.model, [name for name in names if name != "online_accuracy"]
+    if "dormant" in names and not model.links:
+        raise ValueError("dormant units: the network does not say which they are (it has no links)")
+    if model.features is None and {"effective_rank", "stable_rank", "top_singular_values"} & set(names):
+        raise ValueError("ranks: the network does not say its last features (it sows none)")
+
+    def measure(lane: Lane, states: tuple, data: Dataset, num_visible: chex.Numeric):
+        (state, before), count = states, min(PROBE, lane.order.shape[0])
+        samples, mask = data.take(lane.order[:count]), jnp.arange(count) < num_visible
+        given = (state.params, state.batch_stats, samples.inputs, mask, True)
+
+        def loss(params):
+            outputs, _ = model.apply(params, *given[1:])
+            return jnp.sum(jnp.where(mask, trainer.task.losses(outputs, samples.labels), 0)) / jnp.sum(mask)
+
+        def features():
+            return jnp.where(mask[:, None], model.features(*given).reshape(count, -1), 0)
+
+        def far(other):
+            return optax.tree.norm(optax.tree.sub(state.params, other))
+
+        found = {
+            "dormant": lambda: dormant_share(model.activations(*given), mask=mask),
+            "effective_rank": lambda: effective_rank(features()),
+            "stable_rank": lambda: stable_rank(features()),
+            "top_singular_values": lambda: top_singular_values(features()),
+            "weight_norm": lambda: optax.tree.norm(state.params),
+            "update_norm": lambda: far(before),
+            "gradient_norm": lambda: optax.tree.norm(jax.grad(loss)(state.params)),
+            "distance": lambda: far(init_state(trainer, lane, 0).params),
+            "sharpness": lambda: sharpness(loss, state.params, key_for(lane.seed, Purpose.METHOD)),
+        }
+        return {name: found[name]().astype(float) for name in names}
+
+    def positions(num_train, num_visible):
+        """Return the positions, in the order of arrival, of the samples that `measure` reads: a stream sends these."""
+        del num_visible
+        return np.arange(min(PROBE, num_train))
+
+    measure.positions = positions
+    return measure
 
 
 def similarity(params: chex.ArrayTree, start: chex.ArrayTree) -> dict[str, chex.Array]:

@@ -19,6 +19,7 @@ class Purpose(enum.IntEnum):
     NOISE = 3  # Gaussian noise of a restart
     METHOD = 4  # draws of a method during training
     AUGMENT = 5  # of a batch's augmentation
+    TASK = 6  # the tasks of a stream
 
 
 def key_for(seed: chex.Numeric, purpose: Purpose, *counters: chex.Numeric) -> chex.PRNGKey:

@@ -85,7 +85,9 @@ class Callbacks(NamedTuple):
 
     on_chunk: Callable[[Sequence[Group], int, Progress], None] | None = None  # of a pool, every few seconds; no state
     on_epoch: Callable[[Group, int, Lane, Progress], None] | None = None  # on the devices; slower, see `Engine.train`
-    measure: Callable[[RoundPlan, Lane, TrainState, TrainState], dict] | None = None  # of the states around a round
+    measure: Callable[[RoundPlan, int, Lane, TrainState, TrainState], dict] | None = (
+        None  # of the states around a round
+    )
     stop: Callable[[], bool] | None = None  # called after each chunk: whether to save now and raise `Stopped`
     note: Callable[[], dict] = dict  # plain JSON, saved beside the states
 
@@ -273,8 +275,8 @@ def train_round(
     before = jax.tree.map(jnp.copy, progress.state) if measure else None
     progress = progress if midway is None else engine.place(midway.progress)
     progress = engine.train(lanes, progress, round_, num_visible, on_chunk and on_lanes, on_epoch)
-    evaluation = engine.fetch(engine.evaluate(lanes, progress.state), count)
-    measures = measure(phase, lanes, before, progress.state) if measure else {}
+    evaluation = engine.fetch(engine.evaluate(lanes, progress.state, round_), count)
+    measures = measure(phase, round_, lanes, before, progress.state) if measure else {}
     summary = engine.fetch(progress.replace(state=None), count)
     results = _results(phase.lanes, engine, round_, num_visible, summary, evaluation, seconds())
     if any(result.stop_reason == "nan" for result in results):
@@ -286,7 +288,9 @@ def _explained(results, engine, lanes, begin, after):
     """Fill in what was not finite first in lanes that diverged, and set their accuracy and loss to NaN."""
     counts = samples = np.zeros(len(results), int)
     if any(result.stop_reason == "nan" and result.epochs for result in results):  # the others diverged before the round
-        look = engine.measure(engine.first_lost_sample, lanes, begin().state, np.int32(results[0].num_train))
+        look = engine.measure(
+            engine.first_lost_sample, lanes, begin().state, np.int32(results[0].num_train), round_=results[0].round
+        )
         counts, samples = engine.fetch(look, len(results))
     states, explained = engine.fetch(after, len(results)), []
     for i, result in enumerate(results):
@@ -399,6 +403,7 @@ def _results(lanes, engine, round_, num_visible, progress, evaluation, seconds):
             validation_loss=float(evaluation.loss[i]),
             seconds=seconds,
             lanes=len(seeds),
+            online_accuracy=float(progress.accuracy_sum[i]) / max(int(progress.epoch[i]), 1),
         )
         for i in range(len(seeds))
     ]

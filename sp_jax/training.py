@@ -17,6 +17,7 @@ import optax
 from flax import struct
 
 from sp_jax import penalties, tasks
+from sp_jax.data import task_streams
 from sp_jax.plasticity import methods
 from sp_jax.random import Purpose, key_for
 from sp_jax.transforms import filters, optimizer_state
@@ -192,6 +193,7 @@ class Convergence:
             best_epoch=best_epoch,
             train_accuracy=accuracy,
             train_loss=loss,
+            accuracy_sum=progress.accuracy_sum + accuracy,
             best_state=best_state,
         )
 
@@ -230,10 +232,16 @@ class Trainer(NamedTuple):
     weigh_last_batch: bool = False
     task: tasks.Task = tasks.classification
     augment: Callable | None = None  # `augment(key, inputs)` of a batch in training, pure, to inputs of the same shapes
+    stream: task_streams.TaskStream = task_streams.growing  # what the samples of a round are
 
     def zero_sums(self, data: Dataset) -> Sums:
         """Return what is summed over samples, of none."""
         return Sums.zero(counts=self.task.counts, weighted=data.weights is not None)
+
+    def in_round(self, lane: Lane, data: Dataset, round_: chex.Numeric) -> tuple[Lane, Dataset]:
+        """Return a lane and the data set as training sees them in a round of the stream of tasks."""
+        order = self.stream.arranged(lane.seed, round_, lane.order)
+        return lane.replace(order=order), self.stream.training(lane.seed, round_, data)
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
@@ -505,18 +513,20 @@ def train_round(
       The progress; its `stop_reason` is `RUNNING` where only the limit ended the chunk.
     """
 
+    arranged, seen = trainer.in_round(lane, data, round_)
+
     def running(progress):
         return (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit)
 
     def epoch(progress):
         key = key_for(lane.seed, Purpose.SHUFFLE, round_, progress.epoch)
-        decayed = lane.replace(hparams=at_epoch(lane.hparams, progress.epoch))
+        decayed = arranged.replace(hparams=at_epoch(lane.hparams, progress.epoch))
         count, spent = lane.convergence.allowed(progress.epoch, num_visible, trainer.batch_size)
         augment = augment_key(lane, round_, progress.epoch)
         state, *means = train_epoch(
-            trainer, decayed, data, progress.state, key, num_visible, count=count, augment_key=augment
+            trainer, decayed, seen, progress.state, key, num_visible, count=count, augment_key=augment
         )
-        evaluation = evaluate_lane(trainer, lane, state, data) if lane.convergence.validates else None
+        evaluation = evaluate_lane(trainer, lane, state, data, round_) if lane.convergence.validates else None
         return lane.convergence.update(progress.replace(state=state), *means, spent=spent, evaluation=evaluation)
 
     return jax.lax.while_loop(running, epoch, progress)
@@ -527,9 +537,14 @@ def augment_key(lane: Lane, round_: chex.Numeric, epoch: chex.Numeric) -> chex.P
     return key_for(lane.seed, Purpose.AUGMENT, round_, epoch)
 
 
-def evaluate_lane(trainer: Trainer, lane: Lane, state: TrainState, data: Dataset) -> Evaluation:
-    """Evaluate a lane on its validation samples, with the weights that its method keeps for it."""
-    state, count = trainer.method.evaluated(state), lane.num_validation
+def evaluate_lane(
+    trainer: Trainer, lane: Lane, state: TrainState, data: Dataset, round_: chex.Numeric = 1
+) -> Evaluation:
+    """Evaluate a lane on its validation samples, as they are in a round, with the weights that its method keeps."""
+    stream, count = trainer.stream, lane.num_validation
+    if stream.held_out_count is not None:
+        count = jnp.minimum(stream.held_out_count(round_), lane.validation.shape[0])
+    state, data = trainer.method.evaluated(state), stream.held_out(lane.seed, round_, data)
     return evaluate(trainer.model, state, data, lane.validation, task=trainer.task, count=count)
 
 

@@ -4,6 +4,7 @@ Letters: N samples, B samples in a batch, L lanes (a lane is one training run: o
 """
 
 import enum
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,14 +25,20 @@ class Dataset:
     weights: chex.Array | None = None  # [N] floats >= 0, of the samples in loss and metric; None: all count the same
     # Of a sample, where inputs lie flat, [N, features]: a TPU pads the last two axes, small ones of images.
     shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+    # What inputs look like in a task (`sp_jax.data.task_streams`): `look(view, inputs)`, [..., features] to the same.
+    look: Callable | None = struct.field(pytree_node=False, default=None)
+    view: chex.ArrayTree = ()
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.labels)
 
     def take(self, indices: chex.Array) -> "Dataset":
-        """Return some of the samples, in their own shape."""
-        taken = jax.tree.map(lambda x: x[indices], self)
+        """Return some of the samples, in their own shape and as they look in a task."""
+        taken = jax.tree.map(lambda x: x[indices], self.replace(look=None, view=()))
+        if self.look is not None:
+            flat = taken.inputs.reshape(*jnp.shape(indices), -1)
+            taken = taken.replace(inputs=self.look(self.view, flat).reshape(taken.inputs.shape))
         if self.shape is None:
             return taken
         return taken.replace(inputs=taken.inputs.reshape(*taken.inputs.shape[:-1], *self.shape), shape=None)
@@ -65,6 +72,8 @@ class Model(NamedTuple):
     links: tuple = ()
     # Layouts of axes, for growing: see `sp_jax.transforms.layouts`; None is unknown.
     layouts: Mapping[str, Mapping[int, Any]] | None = None
+    # Of the last features, [B, F], the inputs of the head; None is unknown.
+    features: Callable[..., chex.Array] | None = None
 
     def __hash__(self):
         """Hash the two functions: a model is a static argument, and layouts are dictionaries."""
@@ -163,6 +172,7 @@ class Progress:
     loss_sum: chex.Array  # nats, over those samples
     correct_sum: chex.Array  # of their metric: int32, right predictions, or a float
     weight_sum: chex.Array | None = None  # of their weights, where they have some
+    accuracy_sum: chex.Array = 0.0  # of the training accuracies of the epochs so far
     best_state: chex.ArrayTree = ()  # at the best epoch, where the rule restores it
 
     @classmethod
@@ -176,7 +186,8 @@ class Progress:
         """Return the progress before a round's first epoch; with a `stop_reason`, of a lane that does not train."""
         nan, reason = jnp.full((), jnp.nan, float), jnp.asarray(stop_reason, jnp.int32)
         zero, sums = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, sums) or Sums.zero()
-        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan, zero, *sums)
+        none = jnp.zeros((), float)
+        return cls(state, zero, reason, jnp.full((), -jnp.inf, float), zero, nan, nan, zero, *sums, accuracy_sum=none)
 
     @property
     def sums(self) -> "Sums":
@@ -209,6 +220,7 @@ class RoundResult(NamedTuple):
     validation_loss: float  # nats
     seconds: float  # wall time of all the lanes that ran together, compiling left out
     lanes: int  # how many ran together
+    online_accuracy: float = math.nan  # of training, over all samples of all epochs, each before its step
     diverged: str = ""  # where the lane diverged in this round: when, and what was not finite first
 
     @property

@@ -2,7 +2,8 @@
 
 Flags, help, tables and checks read the rows. A new restart is a rule of `sp_jax.restarts` and a row here; a new network
 is a module of `sp_jax.models`, a row here and, where it has settings of its own, their fields in `NetworkSettings`.
-Methods have their rows in `sp_jax.plasticity.methods`, embedded data sets in `sp_jax.data`.
+Methods have their rows in `sp_jax.plasticity.methods`, embedded data sets in `sp_jax.data`, streams of tasks theirs in
+`experiments.config.streams`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from flax import linen as nn
 
 from experiments.config import fields
 from experiments.config.fields import setting
+from experiments.config.streams import DataSettings, stream
 from sp_jax import models, penalties, restarts, training
 from sp_jax.augmentation import AUGMENTATIONS
 from sp_jax.data import text
@@ -135,21 +137,6 @@ LABELS = {name: row.label for name, row in (RESTARTS | METHODS).items()}  # for 
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSettings:
-    """The data of an experiment."""
-
-    # fmt: off
-    dataset: str = setting("mixture", fields.DATA,
-        help="mixture, textures, reviews (synthetic, embedded), TFDS's: cifar10, imdb_reviews, …, or a path.npz of "
-        "arrays inputs and labels.")
-    source: str = setting("mixture_source", fields.DATA, fields.ON_HOST,
-        help="What pretraining begins with: a data set of inputs like those of --dataset.")
-    fraction: float = setting(1.0, fields.DATA, fields.ON_HOST, unit="fraction",
-        help="pretraining: of the target's samples, in (0, 1].")
-    # fmt: on
-
-
-@dataclasses.dataclass(frozen=True)
 class NetworkSettings(DataSettings):
     """The network: its kind, and the settings that the kinds have."""
 
@@ -184,4 +171,4 @@ def trainer(settings: Any, data: Dataset) -> training.Trainer:
     if settings.augment != "none" and data.inputs.ndim != 4:
         shape = "x".join(map(str, data.inputs.shape[1:]))
         raise fields.UsageError(f"--augment={settings.augment} is for images, but samples of {data.name} are {shape}")
-    return made._replace(augment=AUGMENTATIONS[settings.augment])
+    return made._replace(augment=AUGMENTATIONS[settings.augment], stream=stream(settings, data))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config import choices
+from experiments.config import choices, streams
 from experiments.config.fields import (
     DATA,
     EXPERIMENT,
@@ -26,9 +26,11 @@ from experiments.config.fields import (
     setting,
 )
 from sp_jax.augmentation import AUGMENTATIONS
+from sp_jax.diagnostics import MEASURES
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.restarts import OPTIMIZER_STATES, STATISTICS
 
+TUNING = 1_000_000  # the first of the seeds that tune
 _STRONG = {name: method.symbol for name, method in METHODS.items() if method.symbol}
 
 
@@ -97,6 +99,8 @@ class Settings(choices.NetworkSettings):
         help="Restart before the first round too, as the authors' program does.")
     seeds: int = setting(5, EXPERIMENT, unit="lanes of each cell", positive=True, one=True,
         help="How many; each has its own validation third, order of arrival and networks.")
+    tuning_seeds: int = setting(2, EXPERIMENT, unit="lanes of each cell", positive=True, one=True,
+        help="How many where --samples=tuning; none of them is among --seeds.")
     samples_per_round: int | None = setting(None, DATA, ON_HOST, unit="samples", symbol="k", positive=True, one=True,
         unset="1000, or 1/16 of a small data set", help="How many arrive in a round.")
     first_fraction: float = setting(0.5, DATA, ON_HOST, unit="fraction",
@@ -117,6 +121,10 @@ class Settings(choices.NetworkSettings):
         help="A round ends after so many epochs.")
     epochs: int | None = setting(None, ROUND_END, TRACED, unit="epochs", unset="to convergence", positive=True,
         help="Train exactly so many epochs a round instead of to convergence.")
+    steps: int | None = setting(None, ROUND_END, unit="steps", unset="to convergence", positive=True,
+        help="Take exactly so many steps a round instead; the last epoch may be a part.")
+    measures: tuple[str, ...] = setting((), RUN, ON_HOST, one=True, choices=MEASURES,
+        help="More columns of results.csv, of the network after each round: any of {choices}, with commas.")
     curves: bool = setting(False, RUN, ON_HOST, one=True,
         help="Write the accuracies and losses of each epoch into curves.csv; slower.")
     keep_networks: str = setting("auto", RUN, ON_HOST, one=True, choices=("auto", "all", "last", "none"),
@@ -134,6 +142,8 @@ class Settings(choices.NetworkSettings):
     def _check_ranges(self):
         if not 0 < self.train_accuracy <= 1:
             raise UsageError(f"--train_accuracy is a fraction: it must lie in (0, 1], got {self.train_accuracy}")
+        if self.seeds > TUNING:
+            raise UsageError(f"--seeds={self.seeds} are too many; expected at most {TUNING:,}")
         for field in ("fraction", "first_fraction"):
             if not 0 < getattr(self, field) <= 1:
                 raise UsageError(f"--{field} must lie in (0, 1], got {getattr(self, field)}")
@@ -159,6 +169,16 @@ class Settings(choices.NetworkSettings):
             raise UsageError(f"--augment={self.augment} moves pixels, but the inputs of --model={self.model} are words")
         if choices.PENALTIES[self.penalty].moves_pixels and network.inputs != choices.IMAGES:
             raise UsageError(f"--penalty={self.penalty} moves pixels, but the inputs of --model={self.model} are words")
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("--steps and --epochs both say how long a round is; give one of them")
+        if streams.STREAMS[self.task_stream].moves_inputs and network.inputs != choices.IMAGES:
+            raise UsageError(
+                f"--task_stream={self.task_stream} mixes features; the inputs of --model={self.model} are words"
+            )
+        if self.samples != "all" and self.task_stream == "class_incremental":
+            raise UsageError(
+                f"--samples={self.samples} does not fit --task_stream=class_incremental, which counts classes"
+            )
         if network.has_stages and not self.stage_sizes:
             raise UsageError("--stage_sizes is an empty list; expected the blocks of each stage, as 2,2,2,2")
 
@@ -174,6 +194,11 @@ class Settings(choices.NetworkSettings):
             check_numbers(flag, values, "λ must lie in [0, 1]", lambda x: 0 <= x <= 1)
         for flag, values in (("--noise_scale", self.noise_scale), ("--pairs", noise_scales)):
             check_numbers(flag, values, "σ must be finite and >= 0", lambda x: 0 <= x < INFINITE)
+
+    @property
+    def lane_seeds(self) -> range:
+        """The seed of each lane of a cell; those that tune are others than those that count."""
+        return range(TUNING, TUNING + self.tuning_seeds) if self.samples == "tuning" else range(self.seeds)
 
     def cells(self) -> tuple[RestartSetting, ...]:
         """Return the grid's cells, in the order of `--restart`; no baseline is run again as shrink-perturb."""

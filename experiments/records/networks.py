@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments.config import choices
+from experiments.config import choices, streams
 from experiments.config.fields import UsageError, check_choice
 from experiments.config.settings import Settings
 from experiments.config.sweep import Trial
@@ -63,9 +64,11 @@ class Trained(NamedTuple):
                 f"{dataset.name} has {len(dataset.labels):,} samples, the run in which {self.path} was trained had "
                 f"{self.num_samples:,}: its validation third is not known"
             )
-        _, validation = data.arrival.split(self.row["seed"], self.num_samples)
-        state = TrainState(self.params, self.batch_stats, ())
-        return _measure(self.model, state, dataset, validation)
+        stream, (seed, round_) = streams.stream(self.settings, dataset), (self.row["seed"], self.row["round"])
+        _, (validation,) = streams.indices(self.settings, stream, dataset.labels, [seed])
+        count = stream.held_out_count and np.minimum(stream.held_out_count(round_), len(validation))
+        state, held_out = TrainState(self.params, self.batch_stats, ()), stream.held_out(seed, round_, dataset)
+        return _measure(self.model, state, held_out, validation, count=count)
 
 
 def load(folder: str | pathlib.Path, **which: Any) -> Trained:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments.config.fields import UsageError
 from experiments.config.sweep import Trial
+from sp_jax.diagnostics import MEASURES
 from sp_jax.storage.atomic import write_whole
 from sp_jax.sweeps import Finished
 
@@ -28,24 +29,28 @@ FLOATS = (
     "seconds",
 )  # fmt: skip
 SIMILARITIES = ("pearson", "cosine", "spearman", "distance")  # more columns, where an experiment measures them
+MORE = tuple(dict.fromkeys((*SIMILARITIES, *MEASURES)))  # or --measures asks for them
 
 Row = dict[str, Any]
 _KINDS = {
-    **dict.fromkeys((*INTEGERS, "epoch"), int), **dict.fromkeys((*FLOATS, *SIMILARITIES, "value"), float),
+    **dict.fromkeys((*INTEGERS, "epoch"), int), **dict.fromkeys((*FLOATS, *MORE, "value"), float),
     "converged": "true".__eq__,
 }  # fmt: skip
 
 
-def rows(experiment: str, member: Trial, varied: Sequence[str], finished: Finished) -> list[Row]:
+def rows(
+    experiment: str, member: Trial, varied: Sequence[str], finished: Finished, measures: Sequence[str] = ()
+) -> list[Row]:
     """Return the rows of a group that has finished a round, one for each lane, values as text.
 
-    Settings that are `varied`, which differ between the members, are added at the end, unless they are columns already.
+    Settings that are `varied`, which differ between the members, are added at the end, unless they are columns already;
+    then the `measures`.
     """
     shared = _shared(experiment, member, varied)
     made = []
     for i, result in enumerate(finished.results):
-        measures = {name: float(values[i]) for name, values in finished.measures.items()}
-        row = shared | result._asdict() | {"converged": result.converged} | measures
+        measured = {name: float(values[i]) for name, values in finished.measures.items()}
+        row = shared | result._asdict() | {"converged": result.converged} | measured
         row["seconds"] = f"{result.seconds:.3f}"
         made.append({name: text(row[name]) for name in _columns(COLUMNS, varied, measures)})
     return made
@@ -237,7 +242,7 @@ def _read(path, numbers):
     found = []
     for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
         try:
-            measured = (*numbers, *(name for name in SIMILARITIES if name in row))
+            measured = (*numbers, *(name for name in MORE if name in row))
             found.append(row | {name: _KINDS[name](row[name]) for name in measured})
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is damaged in row {len(found) + 1} ({error}); restore it from a copy") from None

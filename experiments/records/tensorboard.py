@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from experiments.records.results import COLUMNS, MEASURED, SIMILARITIES, Row, text
+from experiments.records.results import COLUMNS, MEASURED, MORE, Row, text
 
 SCALARS = (
     "validation_accuracy", "validation_loss", "train_accuracy", "train_loss", "samples_seen", "epochs", "seconds",
@@ -40,7 +40,7 @@ class Board:
         for row in rows:
             round_ = int(row["round"])
             self._epochs[self._lane(row)][round_] = int(row["epochs"])
-            names = (*SCALARS, *(name for name in SIMILARITIES if name in row))
+            names = (*SCALARS, *(name for name in MORE if name in row))
             self._append(row, [_scalar(f"round/{name}", row[name], round_) for name in names])
 
     def add_curves(self, rows: Iterable[Row]) -> None:

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from experiments.config.streams import Amount
 from experiments.config.sweep import Grid, resolve
 from experiments.records import results, run_folder
 from experiments.reporting import paper_numbers
@@ -10,7 +11,9 @@ from experiments.specs.base import Experiment
 from sp_jax.data import arrival
 
 RUNS = pathlib.Path(__file__).parents[1] / "results"  # the committed runs
-SAMPLES = {"cifar10": 50_000, "cifar100": 50_000, "svhn_cropped": 73_257, "imdb_reviews": 25_000}  # as published
+PUBLISHED = {  # samples and classes
+    "cifar10": (50_000, 10), "cifar100": (50_000, 100), "svhn_cropped": (73_257, 10), "imdb_reviews": (25_000, 2),
+}  # fmt: skip
 NOTES = """
 quick: training with the default preset as measured in the runs of experiments/results, on a machine of two CPU cores
 in so many devices, without compiling, figures and the start.
@@ -46,9 +49,17 @@ def _whole(experiment: Experiment) -> str:
     """Return the size of the paper's full setting, and the paper's minutes."""
     grid = resolve(experiment.presets["paper"], {})
     members = grid.members()
-    num_train = {name: arrival.num_training(count) for name, count in SAMPLES.items()}.__getitem__
-    plans = [experiment.schedule(m.settings, m.cell, num_train)[: m.settings.rounds] for m in members]
+    plans = [experiment.schedule(m.settings, m.cell, _published)[: m.settings.rounds] for m in members]
     models, datasets = ("/".join(grid.values(field)) for field in ("model", "dataset"))
     size = f"{len(members)} x {grid.base.seeds} x {max(map(len, plans))}, {models} on {datasets}"
     minutes = paper_numbers.minutes(experiment.name)
     return size + (f"; {min(minutes):.0f} to {max(minutes):.0f} min a cell" if minutes else "")
+
+
+def _published(settings):
+    """Return how much a published data set has to train on."""
+    count, classes = PUBLISHED[settings.dataset]
+    of_class = settings.task_stream == "class_incremental"
+    return Amount(
+        classes * arrival.num_training(count // classes) if of_class else arrival.num_training(count), classes
+    )

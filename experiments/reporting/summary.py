@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.config.choices import LABELS
 from experiments.config.settings import RestartSetting
-from experiments.records.results import COLUMNS, MEASURED, SIMILARITIES, Row, is_lost, text
+from experiments.records.results import COLUMNS, MEASURED, MORE, Row, is_lost, text
 
 TASK = ("dataset", "model", "optimizer")  # lines are compared within one
 LANE = ("experiment", "restart", "shrink", "noise_scale", "seed", "round", "epoch", "name", "value")  # in no variant
@@ -72,7 +72,7 @@ class LineSummary(NamedTuple):
 
 def varied(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the settings that differ between rows."""
-    names = [name for name in (rows[0] if rows else ()) if name not in (*MEASURED, *LANE, *SIMILARITIES)]
+    names = [name for name in (rows[0] if rows else ()) if name not in (*MEASURED, *LANE, *MORE)]
     return tuple(name for name in names if len({row[name] for row in rows}) > 1 or name not in COLUMNS)
 
 
@@ -94,7 +94,7 @@ def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]
     wanted = rows if wanted is None else wanted
     if not wanted or not rows:
         return list(wanted)
-    names = [n for n in rows[0] if n in wanted[0] and n != "round" and n not in (*MEASURED, *SIMILARITIES)]
+    names = [n for n in rows[0] if n in wanted[0] and n != "round" and n not in (*MEASURED, *MORE)]
     lost = {tuple(text(row[name]) for name in names) for row in rows if is_lost(row)}
     return [row for row in wanted if tuple(text(row[name]) for name in names) not in lost] if lost else list(wanted)
 

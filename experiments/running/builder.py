@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from experiments.config import choices, fields
+from experiments.config import choices, fields, streams
 from experiments.config.settings import Settings
 from experiments.config.sweep import Trial
 from experiments.running import multihost
 from experiments.specs.base import RoundSpec
 from sp_jax import restarts, sweeps, training
-from sp_jax.engine import lanes_per_device, streamed
+from sp_jax.engine import lanes_of, lanes_per_device, streamed
 from sp_jax.engine import memory as devices_memory
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.types import Dataset, HParams
@@ -98,8 +98,9 @@ class Builder:
 
     def _num_lanes(self, settings, made):
         """Count the lanes of the grid that share the engine; at most what an eighth of the memory has room for."""
-        room = memory() // 8 // lane_bytes(made) // settings.seeds
-        return settings.seeds * max(1, min(self._members[static(settings)], room))
+        lanes = len(settings.lane_seeds)
+        room = memory() // 8 // lane_bytes(made) // lanes
+        return lanes * max(1, min(self._members[static(settings)], room))
 
     def _restart(self, member, phase, shapes, arrivals):
         settings, row = phase.settings, choices.RESTARTS[member.cell.restart]
@@ -120,10 +121,16 @@ class Builder:
             method_strength=_strength(settings),
             decay_every=settings.decay_every or 0,
         )
-        convergence = _convergence(settings, phase.epochs)
-        count = len(self._datasets[settings.dataset].labels)
-        key = ("lanes", settings.seeds, hparams, convergence, count)
-        return self._once(str(key), lambda: sweeps.make_lanes(range(settings.seeds), hparams, convergence, count))
+        convergence, seeds = _convergence(settings, phase.epochs), settings.lane_seeds
+
+        stream, labels = self.engine(settings).trainer.stream, self._datasets[settings.dataset].labels
+
+        def make():
+            return lanes_of(seeds, hparams, convergence, *streams.indices(settings, stream, labels, seeds))
+
+        own = static(settings) if stream.split else None
+        key = ("lanes", seeds, hparams, convergence, settings.dataset, settings.samples, own)
+        return self._once(str(key), make)
 
     def _once(self, key, make):
         if key not in self._made:
@@ -145,8 +152,9 @@ def _values(settings, at_work):
 
 
 def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
-    """Return what is compiled into an engine's programs: all settings but those declared otherwise."""
-    return _values(settings, fields.COMPILED)
+    """Return what is compiled into an engine's programs: all settings but those declared otherwise; and whether there
+    are as many samples as in the whole data set."""
+    return (*_values(settings, fields.COMPILED), ("whole", settings.samples == "all"))
 
 
 def memory() -> int:
@@ -161,6 +169,6 @@ def _strength(settings):
 
 def _convergence(settings, epochs):
     epochs = settings.epochs if epochs is None else epochs
-    if epochs is not None:
-        return training.Convergence.exactly(epochs)
+    if epochs is not None or settings.steps is not None:
+        return training.Convergence.exactly(epochs, steps=settings.steps if epochs is None else None)
     return training.Convergence(settings.train_accuracy, settings.patience, max_epochs=settings.max_epochs)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.config.fields import UsageError
-from experiments.config.settings import FIELDS
+from experiments.config.settings import FIELDS, Settings
+from experiments.config.streams import Amount
 from experiments.config.sweep import Grid, Product, Trial, resolve, several
 from experiments.records import run_folder
 from experiments.running.builder import Builder
@@ -29,10 +30,10 @@ class Job(NamedTuple):
         """The settings that differ between rows, and those that the experiment's figures are drawn over anyway."""
         return tuple(name for name in FIELDS if name in (*self.grid.varied, *self.experiment.over))
 
-    def rounds(self, num_train: Callable[[str], int]) -> Rounds:
-        """Return what each trial does in each round; `num_train` gives a data set's training samples by its name."""
+    def rounds(self, sizes: Callable[[Settings], Amount]) -> Rounds:
+        """Return what each trial does in each round; `sizes` says how much there is to train on."""
         schedule = self.experiment.schedule
-        return {t: schedule(t.settings, t.cell, num_train)[: t.settings.rounds] for t in self.grid.members()}
+        return {t: schedule(t.settings, t.cell, sizes)[: t.settings.rounds] for t in self.grid.members()}
 
 
 class RunPlan(NamedTuple):

@@ -22,7 +22,8 @@ class Recorder:
         self._experiment, self._varied, self._folder = job.experiment, job.varied, job.folder
         self._learning = job.grid.base.curves
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
-        self._norms = {}  # engine -> the measure of gradient norms
+        self._norms, self._signs = {}, {}  # engine -> the measure of gradient norms, of lost plasticity
+        self._asked = tuple(job.grid.base.measures)
         self._looks = self._learning or job.experiment.gradient_norms
         self._keep_networks = networks.which(job.grid.base.keep_networks, plan.groups)
         self._files = {}  # of the host that writes, by name
@@ -54,13 +55,13 @@ class Recorder:
     @property
     def measures(self) -> tuple[str, ...]:
         """The columns that the recorder adds to `results.csv`."""
-        return results.SIMILARITIES if self._experiment.similarity else ()
+        return (*(results.SIMILARITIES if self._experiment.similarity else ()), *self._asked)
 
     def watch(self, on_chunk: Callable | None, stop: Callable[[], bool]) -> sweeps.Callbacks:
         """Return the callbacks of `sweeps.run`; none per epoch or round unless the job needs them."""
         on_epoch = self._on_epoch if self._looks else None
-        measure = self._similarity if self._experiment.similarity else None
-        return sweeps.Callbacks(on_chunk, on_epoch, measure, stop, self.note)
+        costly = self._experiment.similarity or set(self._asked) - {"online_accuracy"}
+        return sweeps.Callbacks(on_chunk, on_epoch, self._measure if costly else None, stop, self.note)
 
     def write(self, member: Trial, finished: sweeps.Finished) -> None:
         """Append the rows of a finished round; curves and networks are written first, so that no row lacks them."""
@@ -69,7 +70,7 @@ class Recorder:
         if self._looks:
             found = self._found[finished.owner, round_]
             curves = self._files["curves.csv"].append(results.curve_rows(name, member, self._varied, round_, found))
-        rows, table = results.rows(name, member, self._varied, finished), self._files["results.csv"]
+        rows, table = results.rows(name, member, self._varied, finished, self.measures), self._files["results.csv"]
         last = round_ == len(finished.group.phases)
         if self._keep_networks == "all" or (self._keep_networks == "last" and last):
             # An existing row was measured on the existing network, which is therefore kept.
@@ -84,12 +85,13 @@ class Recorder:
         engine = phase.engine
         values = {}
         if self._learning:
-            evaluation = engine.evaluate(lanes, progress.state)
+            evaluation = engine.evaluate(lanes, progress.state, round_)
             values |= {"train_accuracy": progress.train_accuracy, "train_loss": progress.train_loss}
             values |= {"validation_accuracy": evaluation.accuracy, "validation_loss": evaluation.loss}
         if self._experiment.gradient_norms and round_ > 1:
             num_old = group.phases[round_ - 2].num_visible
-            values |= engine.measure(self._norm(engine), lanes, progress.state, np.int32(num_old), np.int32(phase[2]))
+            counts = np.int32(num_old), np.int32(phase.num_visible)
+            values |= engine.measure(self._norm(engine), lanes, progress.state, *counts, round_=round_)
         self._keep(group, round_, phase.lanes.seed, *engine.fetch((values, progress.replace(state=None))))
 
     def _keep(self, group, round_, seeds, values, progress):
@@ -106,5 +108,14 @@ class Recorder:
     def _norm(self, engine):
         return self._norms.setdefault(engine, diagnostics.gradient_norms(engine.trainer))
 
-    def _similarity(self, phase, lanes, before, after):
-        return phase.engine.measure(diagnostics.measure_similarity, lanes, (after.params, before.params))
+    def _measure(self, phase, round_, lanes, before, after):
+        engine, found = phase.engine, {}
+        if self._experiment.similarity:
+            carry = (after.params, before.params)
+            found |= engine.measure(diagnostics.measure_similarity, lanes, carry, round_=round_)
+        if set(self._asked) - {"online_accuracy"}:
+            if engine not in self._signs:
+                self._signs[engine] = diagnostics.plasticity(engine.trainer, self._asked)
+            carry, count = (after, before.params), np.int32(phase.num_visible)
+            found |= engine.measure(self._signs[engine], lanes, carry, count, round_=round_)
+        return found

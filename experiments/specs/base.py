@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from experiments.config.settings import RestartSetting, Settings
+from experiments.config.streams import Amount
 
 
 class RoundSpec(NamedTuple):
@@ -14,7 +15,7 @@ class RoundSpec(NamedTuple):
     epochs: int | None = None  # exactly so many; None: as in the settings
 
 
-Schedule = Callable[[Settings, RestartSetting, Callable[[str], int]], tuple[RoundSpec, ...]]
+Schedule = Callable[[Settings, RestartSetting, Callable[[Settings], Amount]], tuple[RoundSpec, ...]]
 
 
 class Experiment(NamedTuple):
@@ -23,7 +24,7 @@ class Experiment(NamedTuple):
     name: str
     paper: str  # which tables and figures
     summary: str  # one line: its result
-    schedule: Schedule  # (settings, cell, training samples of a data set by name) -> the rounds
+    schedule: Schedule  # (settings, cell, how much there is to train on) -> the rounds
     presets: Mapping[str, Mapping[str, Any]]  # "quick" and "paper": settings, under "vary" those that vary (see `grid`)
     figures: tuple[tuple[str, Mapping[str, Any]], ...]  # functions of `experiments.reporting.plotting`, with arguments
     over: tuple[str, ...] = ()  # settings that the figures are drawn over: columns of results.csv in any case

@@ -1,5 +1,7 @@
 """The arrival of data: which third is held out, the order of arrival of the rest, how much each round has."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,12 @@ def split(seed: chex.Numeric, num_samples: int) -> tuple[chex.Array, chex.Array]
     available data", Section 2.1): int32 indices, [2N // 3] and [N - 2N // 3]. The seed may be traced."""
     shuffled = jax.random.permutation(key_for(seed, Purpose.ARRIVAL), num_samples).astype(jnp.int32)
     return jnp.split(shuffled, [num_training(num_samples)])
+
+
+@partial(jax.jit, static_argnums=1)
+def splits(seeds: chex.Array, num_samples: int) -> tuple[chex.Array, chex.Array]:
+    """Return the `split` of each of some seeds [L]: int32 indices, [L, 2N // 3] and [L, N - 2N // 3]."""
+    return jax.vmap(lambda seed: split(seed, num_samples))(seeds)
 
 
 def online(num_train: int, samples_per_round: int) -> tuple[int, ...]:

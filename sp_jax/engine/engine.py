@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sp_jax import divergence, restarts, tasks, training
-from sp_jax.data import samples
+from sp_jax.data import samples, task_streams
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import BATCH, LANES, Programs, pad, regrouped, to_host
 from sp_jax.engine.resident import Resident
@@ -310,16 +310,30 @@ class Engine:
         move = jax.jit(_take, in_shardings=(split, whole), out_shardings=split)
         return move(lanes, np.asarray(order, np.int32))
 
-    def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
-        """Evaluate each lane on its validation samples."""
-        return self.source.evaluate(lanes, state)
+    def evaluate(self, lanes: Lane, state: TrainState, round_: int | None = None) -> Evaluation:
+        """Evaluate each lane on its validation samples, as they are in a round of the stream of tasks.
+
+        Args:
+          lanes: as placed.
+          state: of the lanes, as placed.
+          round_: counted from 1; may be left out where the samples are the same in all rounds.
+
+        Raises:
+          ValueError: it is left out where they are not.
+        """
+        return self.source.evaluate(lanes, state, self._round(round_))
+
+    def _round(self, round_):
+        if round_ is None and self.trainer.stream is not task_streams.growing:
+            raise ValueError("the samples of a stream of tasks are others in each round: say which, as round_=1")
+        return np.int32(1 if round_ is None else round_)
 
     @functools.cached_property
     def first_lost_sample(self) -> Callable:
         """A measure of lanes that diverged, see `sp_jax.divergence`."""
         return divergence.first_lost_sample(self.trainer.model, self.trainer.task.losses)
 
-    def measure(self, function: Callable, lanes: Lane, carry, *shared):
+    def measure(self, function: Callable, lanes: Lane, carry, *shared, round_: int | None = None):
         """Run any function of one lane on all lanes: `function(lane, carry, data, *shared)` (`sp_jax.diagnostics`).
         `data.take(indices)` gives samples in their own shape; on the devices they may lie flat.
 
@@ -328,11 +342,12 @@ class Engine:
           lanes: as placed.
           carry: a pytree of [L, ...], as the states or a progress.
           *shared: NumPy scalars.
+          round_: of the stream of tasks, as for `evaluate`; lane and data are as training sees them in it.
 
         Returns:
           Its results of all lanes, on the devices.
         """
-        return self.source.measure(function, lanes, carry, *shared)
+        return self.source.measure(function, lanes, carry, *shared, round_=self._round(round_))
 
     def _init_lane(self, lane, _, round_):
         return training.init_state(self.trainer, lane, round_)

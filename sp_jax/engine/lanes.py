@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import fields as fields_of
-from functools import partial
 
 import chex
-import jax
 import numpy as np
 
 from sp_jax.data import arrival
@@ -25,7 +23,7 @@ def make_lanes(seeds: Sequence[int], hparams: HParams, convergence: Convergence,
     Returns:
       A `Lane` of [L, ...] NumPy arrays.
     """
-    return lanes_of(seeds, hparams, convergence, *_split(np.int32(seeds), num_samples))
+    return lanes_of(seeds, hparams, convergence, *arrival.splits(np.int32(seeds), num_samples))
 
 
 def lanes_of(
@@ -55,11 +53,6 @@ def _repeat(record, count):
     given = [f for f in traced if getattr(record, f.name) is not None]
     fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in given}
     return record.replace(**fields)
-
-
-@partial(jax.jit, static_argnums=1)
-def _split(seeds, num_samples):
-    return jax.vmap(lambda seed: arrival.split(seed, num_samples))(seeds)
 
 
 def check_count(name: str, value: int) -> None:

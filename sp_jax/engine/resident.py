@@ -46,7 +46,7 @@ class Resident:
         return {
             "restart": begin,
             "train": (train, (lanes, progress, self.data, scalar, scalar, scalar)),
-            "evaluate": (evaluate, (lanes, states[0], self.data)),
+            "evaluate": (evaluate, (lanes, states[0], self.data, scalar)),
         }
 
     def expect(self, restart, lanes, states):
@@ -66,18 +66,24 @@ class Resident:
         program = self._programs.once("train", self._train_lane, donate=True)
         yield program(lanes, progress, self.data, round_, num_visible, epoch_limit)
 
-    def evaluate(self, lanes, state):
-        """Evaluate each lane on its validation samples."""
-        return self._programs.once("evaluate", self._evaluate_lane)(lanes, state, self.data)
+    def evaluate(self, lanes, state, round_):
+        """Evaluate each lane on its validation samples, as they are in a round."""
+        return self._programs.once("evaluate", self._evaluate_lane)(lanes, state, self.data, round_)
 
-    def measure(self, function, lanes, carry, *shared):
+    def measure(self, function, lanes, carry, *shared, round_):
         """Run a function of one lane on all lanes."""
-        return self._programs.once(("measure", function, layout(carry)), function)(lanes, carry, self.data, *shared)
+
+        def measured(lane, carry, data, round_, *shared):
+            lane, data = self._trainer.in_round(lane, data, round_)
+            return function(lane, carry, data, *shared)
+
+        program = self._programs.once(("measure", function, layout(carry)), measured)
+        return program(lanes, carry, self.data, round_, *shared)
 
     def _train_lane(self, lane, progress, data, round_, num_visible, epoch_limit):
         idle = jnp.where(lane.active, progress.stop_reason, StopReason.CAP.value)
         progress = progress.replace(stop_reason=idle)
         return training.train_round(self._trainer, lane, data, progress, round_, num_visible, epoch_limit)
 
-    def _evaluate_lane(self, lane, state, data):
-        return training.evaluate_lane(self._trainer, lane, state, data)
+    def _evaluate_lane(self, lane, state, data, round_):
+        return training.evaluate_lane(self._trainer, lane, state, data, round_)

@@ -52,10 +52,10 @@ class Source(Protocol):
         """Train up to an epoch, and yield the progress wherever the host is to have control: after `fill(n)` passes
         over n samples, and in the end."""
 
-    def evaluate(self, lanes: Lane, state: TrainState) -> Evaluation:
-        """Evaluate each lane on its validation samples."""
+    def evaluate(self, lanes: Lane, state: TrainState, round_: np.int32) -> Evaluation:
+        """Evaluate each lane on its validation samples, as they are in a round."""
 
-    def measure(self, function: Callable, lanes: Lane, carry, *shared):
+    def measure(self, function: Callable, lanes: Lane, carry, *shared, round_: np.int32):
         """Run `function(lane, carry, data, *shared)` of one lane on all lanes, as `Engine.measure` says."""
 
 
@@ -89,6 +89,7 @@ def restart_lane(
     hparams = {"shrink": lane.hparams.shrink, "noise_scale": lane.hparams.noise_scale}
     data_pass, batches = getattr(restart, "data_pass", None), None
     if data is not None:  # the compiler drops them where they are not used
+        lane, data = trainer.in_round(lane, data, round_)
         batches, in_order = _in_batches(trainer.batch_size, lane, data, num_visible, restart.num_batches)
 
     def apply(state):

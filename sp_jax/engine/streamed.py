@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct
 
 from sp_jax import training
+from sp_jax.data import task_streams
 from sp_jax.engine.engine import Engine
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import Programs, layout
@@ -95,9 +96,11 @@ class Streamed:
           block_bytes: of samples that a device is sent at a time; at least one batch.
 
         Raises:
-          ValueError: `block_bytes` below 1.
+          ValueError: `block_bytes` below 1; a stream of tasks, whose samples are other ones in each round.
         """
         check_count("block_bytes", block_bytes)
+        if trainer.stream is not task_streams.growing:
+            raise ValueError("the samples of a stream of tasks are made on the device, where all of them must lie")
         self._trainer, self._programs, self._block_bytes = trainer, programs, block_bytes
         self.feed(data)
 
@@ -140,15 +143,19 @@ class Streamed:
         for _, trained in self._over(stream, lanes, step, progress):
             yield trained
         if lanes.convergence.validates:
-            judge, evaluation = self._programs.once("judge", self._judge_lane), self.evaluate(lanes, trained.state)
+            judge, evaluation = (
+                self._programs.once("judge", self._judge_lane),
+                self.evaluate(lanes, trained.state, round_),
+            )
             yield judge(lanes, (trained, evaluation), *shared[1:])
 
-    def measure(self, function, lanes, carry, *shared):
+    def measure(self, function, lanes, carry, *shared, round_):
         """Run a function of one lane on all lanes, on the samples that the function says it looks at.
 
         Its attribute `positions(T, *shared)` gives [P] places in the order of arrival, on the host; a function without
         it gets None for the data.
         """
+        del round_
         looks = getattr(function, "positions", None)
         places = None if looks is None else np.asarray(looks(lanes.order.shape[1], *shared), np.int32)
 
@@ -270,8 +277,9 @@ class Streamed:
 
     # Evaluation.
 
-    def evaluate(self, lanes, state):
+    def evaluate(self, lanes, state, round_):
         """Evaluate each lane on its validation samples, block by block."""
+        del round_
         order, count = self._host(lanes.validation), lanes.validation.shape[1]
         length = self._length(EVALUATION_BATCH, count)
         order = np.pad(order, ((0, 0), (0, -count % EVALUATION_BATCH)))

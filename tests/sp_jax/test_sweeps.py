@@ -264,7 +264,7 @@ def test_a_round_may_have_another_optimiser_batch_size_and_data_set():
     late = sweeps.make_lanes(range(3), hparams, Convergence.exactly(0), 300)
     seen = {}
 
-    def measure(phase, lanes, before, after):
+    def measure(phase, round_, lanes, before, after):
         seen[phase.engine] = phase.engine.fetch((before.params, after.params))
         return {}
 
@@ -289,7 +289,7 @@ def test_a_frozen_body_stays_bit_for_bit_and_its_head_learns():
     lanes = sweeps.make_lanes(range(3), HParams(0.1, weight_decay=0.1), Convergence.exactly(2), 300)
     seen = {}
     watch = sweeps.Callbacks(
-        measure=lambda phase, _, before, after: seen.update(both=engine.fetch((before, after))) or {}
+        measure=lambda phase, round_, _, before, after: seen.update(both=engine.fetch((before, after))) or {}
     )
     list(sweeps.run([sweeps.Group("head", (sweeps.RoundPlan(engine, lanes, 60),))], watch=watch))
     before, after = (state.params for state in seen["both"])
