@@ -16,13 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sp_jax import divergence, restarts
-from sp_jax.engine import Engine, make_lanes
+from sp_jax.engine import Engine, lanes_of, make_lanes
 from sp_jax.engine.program import layout
 from sp_jax.storage.checkpoints import Store
 from sp_jax.training import Lane
 from sp_jax.types import Progress, RoundResult, StopReason, TrainState
 
-__all__ = ["Callbacks", "Engine", "Finished", "Group", "RoundPlan", "make_lanes", "rounds", "run", "train_round"]
+__all__ = [
+    "Callbacks", "Engine", "Finished", "Group", "RoundPlan", "lanes_of", "make_lanes", "rounds", "run", "train_round",
+]  # fmt: skip
 
 
 class RoundPlan(NamedTuple):
