@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.config import fields
+from experiments.config import fields, own_methods
 from experiments.config.fields import setting
 from experiments.config.streams import DataSettings, stream
 from sp_jax import models, penalties, restarts, training
@@ -163,7 +163,11 @@ def model(settings: Any, data: Dataset) -> Model:
 
 def trainer(settings: Any, data: Dataset) -> training.Trainer:
     """Make the static side of training from some `Settings`."""
-    method, penalty, optimizer = METHODS[settings.method], PENALTIES[settings.penalty], OPTIMIZERS[settings.optimizer]
+    method, penalty, optimizer = (
+        own_methods.find(settings.method),
+        PENALTIES[settings.penalty],
+        OPTIMIZERS[settings.optimizer],
+    )
     optimizer = (method.steps_per_entry and optimizer.per_entry) or optimizer.make
     if settings.trained == "head":
         optimizer = training.only(optimizer, filters.layer(LAST_LAYER))

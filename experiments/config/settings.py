@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config import choices, streams
+from experiments.config import choices, own_methods, streams
 from experiments.config.fields import (
     DATA,
     EXPERIMENT,
@@ -71,8 +71,8 @@ class Settings(choices.NetworkSettings):
         help="Added to the loss: one of {choices}; for L2 see --weight_decay.")
     penalty_strength: float = setting(0.0, TRAINING, TRACED, unit="times nats, or pixels", symbol="β, ε",
         help="β of confidence (times the entropy), ε of adversarial (pixels are ±1).")
-    method: str = setting("none", TRAINING, choices=METHODS,
-        help="What acts while a round trains: one of {choices}.")
+    method: str = setting("none", TRAINING,
+        help=f"What acts while a round trains: one of {', '.join(METHODS)}, or your own, package.module:name.")
     method_strength: float | None = setting(None, TRAINING, TRACED, unit="the method's own",
         symbol=", ".join(_STRONG.values()), unset="as published",
         help=f"Of --method: {', '.join(f'{symbol} of {name}' for name, symbol in _STRONG.items())}.")
@@ -157,7 +157,7 @@ class Settings(choices.NetworkSettings):
                 raise UsageError(f"--{field} must be positive layer sizes, got {','.join(map(str, sizes))}")
 
     def _check_combinations(self):
-        network, method = choices.NETWORKS[self.model], METHODS[self.method]
+        network, method = choices.NETWORKS[self.model], own_methods.find(self.method)
         if self.penalty_strength and self.penalty == "none":
             raise UsageError(f"--penalty_strength={self.penalty_strength} needs --penalty=confidence or adversarial")
         if self.method_strength is not None and self.method == "none":

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.config import choices, fields, streams
+from experiments.config import choices, fields, own_methods, streams
 from experiments.config.settings import Settings
 from experiments.config.sweep import Trial
 from experiments.running import multihost
@@ -17,7 +17,6 @@ from experiments.specs.base import RoundSpec
 from sp_jax import restarts, sweeps, training
 from sp_jax.engine import lanes_of, lanes_per_device, streamed
 from sp_jax.engine import memory as devices_memory
-from sp_jax.plasticity.methods import METHODS
 from sp_jax.types import Dataset, HParams
 
 logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
@@ -163,7 +162,7 @@ def memory() -> int:
 
 
 def _strength(settings):
-    published = METHODS[settings.method].default_strength
+    published = own_methods.find(settings.method).default_strength
     return published if settings.method_strength is None else settings.method_strength
 
 
