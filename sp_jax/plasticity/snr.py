@@ -1,4 +1,4 @@
-"""Self-normalised resets (SNR; Farias and Jozefiak, ICLR 2025): units silent for unusually long are drawn anew."""
+"""Self-normalised resets (SNR; the paper of Farias and Jozefiak, ICLR 2025): units silent for long are drawn anew."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

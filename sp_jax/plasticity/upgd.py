@@ -1,4 +1,5 @@
-"""Utility-based perturbed gradient descent (UPGD; Elsayed and Mahmood, ICLR 2024): useful weights are protected."""
+"""Utility-based perturbed gradient descent (UPGD; the paper of Elsayed and Mahmood, ICLR 2024): useful weights are
+protected."""
 
 import chex
 import jax
