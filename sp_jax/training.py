@@ -308,6 +308,7 @@ def _step(trainer, hparams, state, sums, inputs, labels, mask, weights, *, whole
         return total / count, (batch_stats, sums.add(losses, task.metric(outputs, labels), mask, weights))
 
     (value, (batch_stats, sums)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    state = trainer.method.observe(state, gradient, hparams.method_strength)
     gradient = trainer.method.gradient(state, gradient, hparams.method_strength)
     if trainer.weigh_last_batch:
         share = jnp.minimum(1, jnp.sum(mask) / (len(mask) if whole is None else whole))

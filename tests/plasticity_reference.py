@@ -162,6 +162,148 @@ class ReferenceContinualBackprop:
         return *reference_replace(params, fresh, replaced, self.links), replaced
 
 
+class ReferenceResets:
+    """Self-normalised resets: each unit's silences are kept as a list."""
+
+    def __init__(self, links, units, threshold):
+        self.links = links
+        self.age = {layer: [0] * n for layer, n in units.items()}
+        self.ended = {layer: [[] for _ in range(n)] for layer, n in units.items()}
+        self.threshold = {k: [threshold] * n for k, n in units.items()}
+
+    def step(self, params, fresh, activations, mask):
+        replaced = {}
+        for layer, ages in self.age.items():
+            for i in range(len(ages)):
+                if max(unit_samples(activations[layer], i, mask)) <= 0:
+                    ages[i] += int(mask.sum())
+                else:
+                    self.end(layer, i)
+            replaced[layer] = np.array([age >= t for age, t in zip(ages, self.threshold[layer], strict=True)])
+            for i in np.flatnonzero(replaced[layer]):
+                self.end(layer, i)
+        return *reference_replace(params, fresh, replaced, self.links), replaced
+
+    def end(self, layer, i):
+        if 0 < self.age[layer][i] <= 20_000:
+            self.ended[layer][i].append(self.age[layer][i])
+        self.age[layer][i] = 0
+
+    def tasks_ended(self, q):
+        for layer, units in self.ended.items():
+            for i, ended in enumerate(units):
+                found, old = 100 if ended else 0, self.threshold[layer][i]
+                while ended and sum(age <= found for age in ended) / len(ended) < q:
+                    found += 100
+                self.threshold[layer][i] = min(max(found if found < old else 2 * old, 100), 20_000)
+                units[i] = []
+
+
+class ReferenceUpgd:
+    """UPGD-W by its paper's Algorithm: w ← (1 - α·d)·w - α·(g + ξ)·(1 - sigmoid(Û/η)), η the largest Û."""
+
+    def __init__(self, params, decay):
+        self.decay, self.steps, self.utility = decay, 0, jax.tree.map(np.zeros_like, wide(params))
+
+    def step(self, params, gradient, noise, rate, weight_decay):
+        self.steps += 1
+        new, corrected = wide(params), wide(params)
+        for layer in new:
+            for name, w in new[layer].items():
+                u, g = self.utility[layer][name], np.float64(gradient[layer][name])
+                u[...] = self.decay * u - (1 - self.decay) * g * w
+                corrected[layer][name] = u / (1 - self.decay**self.steps)
+        largest = max(leaf.max() for leaf in jax.tree.leaves(corrected))
+        for layer in new:
+            for name, w in new[layer].items():
+                g = gradient[layer][name] + np.float64(noise[layer][name])
+                harm = 1 - 1 / (1 + np.exp(-corrected[layer][name] / largest))
+                w[...] = (1 - rate * weight_decay) * w - rate * g * harm
+        return new
+
+
+def matrix_entries(kernel):
+    """The entries of a kernel as a matrix [out, in · window]: {(row, column): index}, columns in the kernel's order."""
+    *rest, out = kernel.shape
+    places = [tuple(place) for place in np.ndindex(*rest)]
+    return {(o, column): (*place, o) for o in range(out) for column, place in enumerate(places)}
+
+
+def as_matrix(kernel):
+    matrix = np.zeros((kernel.shape[-1], kernel.size // kernel.shape[-1]))
+    for at, index in matrix_entries(kernel).items():
+        matrix[at] = kernel[index]
+    return matrix
+
+
+def as_kernel(matrix, like):
+    kernel = np.zeros_like(like)
+    for at, index in matrix_entries(like).items():
+        kernel[index] = matrix[at]
+    return kernel
+
+
+def reference_spectral(params, left, k):
+    """The gradient of the spectral penalty after a power iteration from `left`, and the new u and v."""
+    gradient, new_left, new_right = wide(params), {}, {}
+    for layer, leaves in wide(params).items():
+        for name, x in leaves.items():
+            if name == "kernel":
+                w = as_matrix(x)
+                v = w.T @ left[layer]
+                v = v / np.sqrt((v**2).sum())
+                u = w @ v / np.sqrt(((w @ v) ** 2).sum())
+                sigma = u @ w @ v
+                gradient[layer][name] = as_kernel(2 * (sigma**k - 1) * k * sigma ** (k - 1) * np.outer(u, v), x)
+                new_left[layer], new_right[layer] = u, v
+            elif layer == "norm" and name == "scale":
+                gradient[layer][name] = 2 * (x**k - 1) * k * x ** (k - 1)
+            elif layer == "norm":
+                gradient[layer][name] = 2 * k * x ** (2 * k - 1)
+            else:  # ‖b‖^2k
+                gradient[layer][name] = k * (x**2).sum() ** (k - 1) * 2 * x
+    return gradient, new_left, new_right
+
+
+def reference_parseval(params, scale):
+    """The gradient of the Parseval penalty."""
+    gradient = jax.tree.map(np.zeros_like, wide(params))
+    for layer, leaves in wide(params).items():
+        if "kernel" in leaves and layer != "head":
+            w = as_matrix(leaves["kernel"])
+            excess = w @ w.T - scale * np.eye(len(w))
+            gradient[layer]["kernel"] = as_kernel((64 / len(w)) ** 2 * 4 * excess @ w, leaves["kernel"])
+    return gradient
+
+
+ORDER = ("conv", "norm", "point", "dense", "head")  # of the layers of SHAPES, as LINKS say
+
+
+def reference_rescaling(params, first, strength, order=ORDER):
+    new, product = wide(params), 1.0
+    for layer in order:
+        name = "scale" if layer == "norm" else "kernel"
+        now, before = (np.sqrt((np.float64(tree[layer][name]) ** 2).sum()) for tree in (params, first))
+        c = (strength * before + (1 - strength) * now) / now
+        product = c if layer == "norm" else product * c
+        new[layer][name] *= c
+        if "bias" in new[layer]:
+            new[layer]["bias"] *= product
+    return new
+
+
+def reference_clipping(params, bound):
+    new = wide(params)
+    for layer, leaves in new.items():
+        if layer == "norm":
+            continue
+        fan_in = np.prod(leaves["kernel"].shape[:-1])
+        for leaf in leaves.values():
+            for index in np.ndindex(*leaf.shape):
+                leaf[index] = min(max(leaf[index], -bound / fan_in**0.5), bound / fan_in**0.5)
+    return new
+
+
 def some_units(seed):
     rng = np.random.default_rng(seed)
     return {layer: rng.random(n) < 0.5 for layer, n in UNITS.items()}

@@ -74,7 +74,7 @@ class Settings(choices.NetworkSettings):
     method: str = setting("none", TRAINING,
         help=f"What acts while a round trains: one of {', '.join(METHODS)}, or your own, package.module:name.")
     method_strength: float | None = setting(None, TRAINING, TRACED, unit="the method's own",
-        symbol=", ".join(_STRONG.values()), unset="as published",
+        symbol=", ".join(dict.fromkeys(_STRONG.values())), unset="as published",
         help=f"Of --method: {', '.join(f'{symbol} of {name}' for name, symbol in _STRONG.items())}.")
     precision: str = setting("float32", SPEED, choices=choices.PRECISIONS,
         help="Of matrix products and convolutions: one of {choices}.")
@@ -165,6 +165,8 @@ class Settings(choices.NetworkSettings):
         if method.needs_links and not (network.has_units and self.hidden):
             fitting = " or ".join(name for name, row in choices.NETWORKS.items() if row.has_units)
             raise UsageError(f"--method={self.method} re-draws hidden units: it needs --model={fitting}")
+        if method.needs_hidden and network.size == "hidden" and not (network.has_units and self.hidden):
+            raise UsageError(f"--method={self.method} acts on hidden layers, and --model={self.model} has none")
         if self.augment != "none" and network.inputs != choices.IMAGES:
             raise UsageError(f"--augment={self.augment} moves pixels, but the inputs of --model={self.model} are words")
         if choices.PENALTIES[self.penalty].moves_pixels and network.inputs != choices.IMAGES:

@@ -14,13 +14,16 @@ from plasticity_reference import (
     LINKS,
     UNITS,
     ReferenceContinualBackprop,
+    ReferenceUpgd,
     assert_close,
     assert_same,
     draw,
+    reference_clipping,
     reference_dash,
     reference_dormancy,
     reference_fire,
     reference_replace,
+    reference_rescaling,
     some_units,
 )
 
@@ -30,7 +33,9 @@ from sp_jax import plasticity
 @pytest.mark.parametrize("optimizer", [plasticity.l2_init(0.1), plasticity.hare_tortoise(optax.adam(0.1), every=2)])
 def test_what_methods_remember_can_be_saved(optimizer):
     params = jax.tree.map(jnp.asarray, draw(20))
-    for state in (optimizer.init(params), plasticity.init_utility(params, LINKS)):
+    vectors = plasticity.init_singular_vectors(jax.random.key(0), params)
+    others = plasticity.init_utility(params, LINKS), plasticity.init_silence(params, LINKS), vectors
+    for state in (optimizer.init(params), *others):
         empty = jax.tree.map(jnp.zeros_like, state)
         assert_same(serialization.from_bytes(empty, serialization.to_bytes(state)), state)
 
@@ -54,6 +59,16 @@ METHODS = {
     "continual_backprop": lambda p, q, h: plasticity.continual_backprop(
         plasticity.init_utility(p, LINKS), p, q, h, LINKS, rate=0.5, maturity=0
     )[0],
+    "replace_silent": lambda p, q, h: plasticity.replace_silent(
+        plasticity.observe_silence(plasticity.init_silence(p, LINKS, threshold=0), h), p, q, LINKS
+    )[0],
+    "upgd": lambda p, q, h: plasticity.upgd(
+        p, plasticity.weight_utility(plasticity.init_weight_utility(q), q, p), q, noise_scale=0.1
+    ),
+    "soft_rescaling": lambda p, q, h: plasticity.soft_rescaling(
+        p, plasticity.weight_norms(q), strength=0.3, links=LINKS
+    ),
+    "clip_weights": lambda p, q, h: plasticity.clip_weights(p, bound=0.5),
 }
 
 
@@ -91,6 +106,12 @@ def test_float64_is_computed_in_float64(name):
         "replace_units": lambda: reference_replace(p, q, some_units(0), LINKS)[0],
         "redo": lambda: reference_replace(p, q, dormant, LINKS)[0],
         "continual_backprop": lambda: backprop.step(p, q, h, every_sample)[0],
+        "replace_silent": lambda: reference_replace(p, q, {k: np.ones(n, bool) for k, n in UNITS.items()}, LINKS)[0],
+        "upgd": lambda: jax.tree.map(
+            lambda new, w: w - new, ReferenceUpgd(q, 0.999).step(q, p, jax.tree.map(lambda x: 0.1 * x, q), 1, 0), q
+        ),
+        "soft_rescaling": lambda: reference_rescaling(p, q, 0.3),
+        "clip_weights": lambda: reference_clipping(p, 0.5),
     }[name]()
     assert jax.tree.all(jax.tree.map(lambda x: x.dtype == np.float64, new))
     assert_close(new, expected, rtol=1e-11, atol=1e-12)

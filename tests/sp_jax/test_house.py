@@ -15,7 +15,7 @@ ROOMS = [
     "experiments.reporting", "experiments.running", "experiments.benchmarks", "experiments.nightly", "experiments",
 ]  # fmt: skip
 MOST_FILES = 13  # of a folder, its __init__ aside
-LISTS = {"experiments/specs"}  # a file for each experiment
+LISTS = {"experiments/specs", "sp_jax/plasticity"}  # a file for each experiment, and for each method
 FILES = sorted(path for top in ("sp_jax", "experiments") for path in (ROOT / top).rglob("*.py"))
 
 

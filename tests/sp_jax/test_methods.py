@@ -85,8 +85,12 @@ def close(a, b, **tolerance):
         (methods.l2_init, 0.0),
         (methods.redo, -1.0),
         (methods.continual_backprop, 0.0),
+        (methods.spectral, 0.0),
+        (methods.parseval, 0.0),
+        (methods.soft_rescaling, 0.0),
+        (methods.weight_clipping, 1e9),
     ],
-    ids=["l2_init", "redo", "continual_backprop"],
+    ids=["l2_init", "redo", "continual_backprop", "spectral", "parseval", "soft_rescaling", "weight_clipping"],
 )
 def test_methods_of_no_strength_change_nothing(method, strength):
     close(train(method, strength=strength).params, train(methods.none).params, rtol=1e-3, atol=1e-4)
@@ -314,13 +318,19 @@ def unit_state(method):
     params, _ = MODEL.init(jax.random.key(0))
     optimizer = optax.adam(1e-3)
     memory = method.init(jax.random.key(1), MODEL, params, {})
-    if "utility" in memory:
+    if isinstance(memory.get("utility"), plasticity.Utility):
         old = {name: age + 200 for name, age in memory["utility"].age.items()}
         memory["utility"] = memory["utility"]._replace(age=old)
+    if "silence" in memory:  # six units are silent on pixels, not on larger numbers
+        thresholds = jax.tree.map(lambda x: jnp.full_like(x, 12), memory["silence"].threshold)
+        memory["silence"] = memory["silence"]._replace(threshold=thresholds)
+        params["hidden_0"]["bias"] = params["hidden_0"]["bias"].at[:6].add(-9)
     return optimizer, TrainState(params, {}, optimizer.init(params), memory)
 
 
-@pytest.mark.parametrize(("name", "strength"), [("redo", 0.7), ("continual_backprop", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "strength"), [("redo", 0.7), ("continual_backprop", 0.1), ("self_normalized_resets", 0.92)]
+)
 def test_padding_has_no_say_in_which_units_go(name, strength, monkeypatch):
     monkeypatch.setattr(methods, "REDO_STEPS", 1)
     method = methods.METHODS[name]
@@ -351,6 +361,141 @@ def test_a_model_without_links_is_refused():
     methods.check_method(methods.l2_init, model)
     with pytest.raises(ValueError, match="the model has none with a single reader"):
         sweeps.Engine(Trainer(model, training.adam, 8, method=methods.redo), SMALL, 1)
+
+
+def test_a_kernel_or_a_head_that_cannot_be_told_is_refused():
+    def model(params):
+        return models.from_functions(lambda key: params, lambda w, x: x)
+
+    with pytest.raises(ValueError, match="none is named 'head'"):
+        methods.check_method(methods.parseval, model({"output": {"kernel": jnp.ones((4, 2))}}))
+    for method in (methods.spectral, methods.parseval, methods.weight_clipping):
+        attention = {"query": {"kernel": jnp.ones((4, 2, 2))}, "head": {"kernel": jnp.ones((4, 2))}}
+        with pytest.raises(ValueError, match=r"'query/kernel' of shape \(4, 2, 2\) may be a convolution"):
+            methods.check_method(method, model(attention))
+    methods.check_method(methods.soft_rescaling, model(attention))
+
+
+NEW = ("self_normalized_resets", "upgd", "spectral", "parseval", "soft_rescaling", "weight_clipping")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEW)
+def test_lanes_together_are_those_of_one_at_a_time(name):
+    """Two strengths and seeds, in one program; what is remembered keeps its shapes and dtypes."""
+    method = methods.METHODS[name]
+    trainer = Trainer(NORMED, training.adam, 32, method=method)
+    lanes = [lane_of(method, factor * method.default_strength, 2, seed) for seed, factor in enumerate((1.0, 0.5))]
+
+    def program(lane):
+        start = lane.convergence.start(training.init_state(trainer, lane, 0))
+        return training.train_round(trainer, lane, SMALL, start, 1, 100, 10**6).state
+
+    together = jax.jit(jax.vmap(program))(jax.tree.map(lambda *x: jnp.stack(x), *lanes))
+    alone = [jax.jit(program)(lane) for lane in lanes]
+    for i, state in enumerate(alone):
+        close(jax.tree.map(lambda x, i=i: x[i], together), state, rtol=1e-3, atol=1e-4)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
+        kinds = jax.tree.map(lambda x: (x.shape, x.dtype), state.memory)
+        first = jax.eval_shape(lambda lane: training.init_state(trainer, lane, 0).memory, lanes[0])
+        assert kinds == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+
+
+def steps_by_hand(method, strength, changed):
+    """Compare a second step of the engine, of SGD with weight decay and of a partial batch, with one by the gradient
+    `changed(state before, state after, gradient of the loss)`."""
+    trainer = Trainer(MODEL, training.sgd, 32, method=method)
+    hparams = HParams(0.1, weight_decay=0.01, method_strength=strength)
+    batch = SMALL.inputs[:32], SMALL.labels[:32], jnp.arange(32) < 20
+    state = training.init_state(trainer, lane_of(method), 0)
+    step = jax.jit(lambda s: training.train_step(trainer, hparams, s, *batch)[0])
+    before = step(state)
+    after = step(before)
+
+    def loss(params):
+        logits, _ = MODEL.apply(params, {}, batch[0][:20], None, True)
+        return jnp.mean(cross_entropy(logits, batch[1][:20]))
+
+    gradient = jax.jit(jax.grad(loss))(before.params)
+    gradient = changed(before, after, gradient)
+    new = jax.tree.map(lambda p, g: p - 0.1 * (g + 0.01 * p), before.params, gradient)
+    close(after.params, new, rtol=1e-4)
+
+
+def test_penalties_are_added_to_the_gradient():
+    def spectral(before, after, gradient):
+        vectors = plasticity.power_iteration(before.params, before.memory["vectors"])
+        close(after.memory["vectors"], vectors)
+        pull = jax.grad(lambda p: plasticity.spectral_penalty(p, vectors))(before.params)
+        return jax.tree.map(lambda g, p: g + 0.5 * p, gradient, pull)
+
+    def parseval(before, after, gradient):
+        pull = jax.grad(plasticity.parseval_penalty)(before.params)
+        assert not pull["head"]["kernel"].any()
+        return jax.tree.map(lambda g, p: g + 1e-3 * p, gradient, pull)
+
+    steps_by_hand(methods.spectral, 0.5, spectral)
+    steps_by_hand(methods.parseval, 1e-3, parseval)
+
+
+def test_upgd_protects_by_the_utility_of_the_losss_gradient():
+    def upgd(before, after, gradient):
+        utility = plasticity.weight_utility(before.memory["utility"], before.params, gradient)
+        close(after.memory["utility"], utility, atol=1e-9)
+        return plasticity.upgd(gradient, utility, jax.tree.map(jnp.zeros_like, gradient))
+
+    steps_by_hand(methods.upgd, 0.0, upgd)
+    state, gradient = unit_state(methods.upgd)[1], jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.key(0))[0])
+    draws = []
+    for _ in range(2):
+        state = methods.upgd.observe(state, gradient, 0.5)
+        draws.append(methods.upgd.gradient(state, gradient, 0.5)["hidden_0"]["kernel"])
+    np.testing.assert_allclose(np.std(draws, axis=(1, 2)), 0.25, rtol=0.1)  # half of each step
+    assert (draws[0] != draws[1]).all()
+
+
+def test_silent_units_are_reset_and_thresholds_adapt_after_sixteen_rounds():
+    method = methods.self_normalized_resets
+    optimizer, state = unit_state(method)
+    once = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), state.params)
+    state = state.replace(opt_state=optimizer.update(once, state.opt_state)[1])
+    step = jax.jit(lambda s: method.after_step(MODEL, optimizer, s, SMALL.inputs[:20], jnp.arange(20) < 12, 0.92))
+    new = step(state)
+    gone = np.array((new.params["hidden_0"]["kernel"] != state.params["hidden_0"]["kernel"]).all(axis=0))
+    assert gone[:6].all()
+    assert not new.params["hidden_0"]["bias"][gone].any()
+    assert not new.params["hidden_1"]["kernel"][gone].any()
+    adam = new.opt_state[0]
+    assert not adam.mu["hidden_0"]["bias"][gone].any()
+    assert not adam.nu["hidden_1"]["kernel"][gone].any()
+    assert adam.mu["head"]["bias"].all()
+    assert adam.count == 1
+    np.testing.assert_array_equal(new.memory["silence"].histogram["hidden_0"][:, 0], gone)
+    assert not (new.memory["silence"].threshold["hidden_0"] != 12).any()
+    idle = method.restarted(lambda s: s, unit_state(method)[1])
+    assert idle.memory["rounds"] == 0  # no step since the last
+    for _ in range(16):
+        assert new.memory["rounds"] < 16
+        new = method.restarted(lambda s: s, new)
+        new = new.replace(memory=new.memory | {"begun": jnp.bool_(True)})
+    after = step(new)
+    assert after.memory["rounds"] == 0
+    assert (after.memory["silence"].threshold["hidden_0"] == 100).all()
+
+
+@pytest.mark.slow
+def test_resets_count_rounds_in_the_engine():
+    state, _ = rounds(methods.self_normalized_resets)
+    assert (state.memory["rounds"], state.memory["begun"], state.memory["step"]) == (1, True, 8)
+
+
+def test_weights_are_rescaled_and_clipped_after_each_step():
+    state = train(methods.soft_rescaling, strength=1.0)
+    first = MODEL.init(key_for(0, Purpose.INIT, 0))[0]
+    close(plasticity.weight_norms(state.params), plasticity.weight_norms(first), rtol=1e-5)
+    close(state.memory["norms"], plasticity.weight_norms(first))
+    clipped = train(methods.weight_clipping, strength=0.5).params["hidden_1"]
+    assert all(np.abs(x).max() == 0.125 for x in jax.tree.leaves(clipped)[1:])  # 0.5 / sqrt(16)
 
 
 def batches(count, size, real):
