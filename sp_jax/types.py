@@ -66,6 +66,9 @@ class Model(NamedTuple):
     # Layouts of axes, for growing: see `sp_jax.transforms.layouts`; None is unknown.
     layouts: Mapping[str, Mapping[int, Any]] | None = None
 
+    # What the last layer reads, for diagnostics: `features(params, batch_stats, inputs, mask, train)` gives [B, F].
+    features: Callable[..., chex.Array] | None = None
+
     def __hash__(self):
         """Hash the two functions: a model is a static argument, and layouts are dictionaries."""
         return hash((self.init, self.apply))

@@ -30,7 +30,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # reading 
 ARITHMETIC = (
     "test_continual_backprop", "test_contract", "test_dash", "test_data", "test_every_method", "test_fire",
     "test_hare_tortoise", "test_l2_init", "test_models", "test_penalties", "test_redo", "test_restarts",
-    "test_training", "test_transforms", "test_units",
+    "test_training", "test_transforms", "test_units", "test_vit",
 )  # fmt: skip
 
 

@@ -152,15 +152,40 @@ class Settings(choices.NetworkSettings):
             raise UsageError(f"--penalty_strength={self.penalty_strength} needs --penalty=confidence or adversarial")
         if self.method_strength is not None and self.method == "none":
             raise UsageError(f"--method_strength={self.method_strength} needs --method: one of {', '.join(METHODS)}")
-        if method.needs_links and not (network.has_units and self.hidden):
-            fitting = " or ".join(name for name, row in choices.NETWORKS.items() if row.has_units)
-            raise UsageError(f"--method={self.method} re-draws hidden units: it needs --model={fitting}")
+        self._check_network(network)
+        if method.needs_links:
+            self._check_units(network)
         if self.augment != "none" and network.inputs != choices.IMAGES:
             raise UsageError(f"--augment={self.augment} moves pixels, but the inputs of --model={self.model} are words")
         if choices.PENALTIES[self.penalty].moves_pixels and network.inputs != choices.IMAGES:
             raise UsageError(f"--penalty={self.penalty} moves pixels, but the inputs of --model={self.model} are words")
+
+    def _check_network(self, network):
         if network.has_stages and not self.stage_sizes:
             raise UsageError("--stage_sizes is an empty list; expected the blocks of each stage, as 2,2,2,2")
+        if network.patch and self.width % self.heads:
+            raise UsageError(
+                f"--width={self.width} must be a multiple of --heads={self.heads}, which --model={self.model} divides "
+                "it among; ViT-Tiny has --width=192 --heads=3"
+            )
+        if self.norm == "layer" and not (network.has_norms and self._has_hidden(network)):
+            raise UsageError(f"--norm=layer normalises hidden units, and --model={self.model} has none: leave it out")
+
+    def _check_units(self, network):
+        """Check that the hidden units that a method re-draws have one reader each."""
+        if not (network.has_units and self._has_hidden(network)):
+            *others, last = (name for name, row in choices.NETWORKS.items() if row.has_units)
+            fitting = f"{', '.join(others)} or {last}"
+            raise UsageError(f"--method={self.method} re-draws hidden units: it needs --model={fitting}")
+        if network.size == "hidden" and self.activation == "crelu":
+            raise UsageError(
+                f"--method={self.method} re-draws hidden units that are read once, and with --activation=crelu each is "
+                "read twice: choose another"
+            )
+
+    def _has_hidden(self, network):
+        """Return whether a network has hidden layers: a list of them may be empty."""
+        return network.size != "hidden" or bool(self.hidden)
 
     def _check_amounts(self):
         if not self.restart or not self.pairs:
