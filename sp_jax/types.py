@@ -72,7 +72,7 @@ class Model(NamedTuple):
     links: tuple = ()
     # Layouts of axes, for growing: see `sp_jax.transforms.layouts`; None is unknown.
     layouts: Mapping[str, Mapping[int, Any]] | None = None
-    # Of the last features, [B, F], the inputs of the head; None is unknown.
+    # What the last layer reads, for diagnostics: `features(params, batch_stats, inputs, mask, train)` gives [B, F].
     features: Callable[..., chex.Array] | None = None
 
     def __hash__(self):

@@ -31,6 +31,7 @@ ARITHMETIC = (
     "test_continual_backprop", "test_contract", "test_dash", "test_data", "test_every_method", "test_fire",
     "test_hare_tortoise", "test_l2_init", "test_models", "test_penalties", "test_redo", "test_regularizers",
     "test_rescaling", "test_restarts", "test_snr", "test_training", "test_transforms", "test_units", "test_upgd",
+    "test_vit",
 )  # fmt: skip
 
 

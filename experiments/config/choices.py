@@ -20,14 +20,14 @@ from experiments.config.streams import DataSettings, stream
 from sp_jax import models, penalties, restarts, training
 from sp_jax.augmentation import AUGMENTATIONS
 from sp_jax.data import text
-from sp_jax.layers import INITS
+from sp_jax.layers import INITS, NORMS, crelu
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.transforms import filters
 from sp_jax.types import Dataset, Model
 
 LAST_LAYER = "head"  # in all our models
 WORDS, IMAGES = "words", "images"  # the inputs of a network: int32 tokens, or pixels
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "leaky_relu": nn.leaky_relu, "elu": nn.elu, "crelu": crelu}
 PRECISIONS = {  # of matrix products and convolutions; parameters and statistics are float32 throughout
     "float32": {"precision": "highest"},
     "tf32": {"precision": "tensorfloat32"},
@@ -85,27 +85,40 @@ class NetworkChoice(NamedTuple):
     has_units: bool = False  # hidden units that a method may draw anew
     has_statistics: bool = False  # BatchNorm's
     has_stages: bool = False  # those of stage_sizes, each but the first halves the image
+    has_norms: bool = True  # --norm may put LayerNorm into it
+    patch: int = 0  # pixels: what it divides images into; its --width is divided among --heads
 
 
 def _mlp(settings, num_classes):
     activation = ACTIVATIONS[settings.activation]
-    return partial(models.MLP, num_classes, activation=activation, use_bias=settings.bias, hidden=settings.hidden)
+    made_of = {"activation": activation, "use_bias": settings.bias, "norm": settings.norm}
+    return partial(models.MLP, num_classes, hidden=settings.hidden, **made_of)
+
+
+def _resnet(settings, num_classes):
+    sizes = {"width": settings.width, "stage_sizes": settings.stage_sizes}
+    return partial(models.ResNet, num_classes, norm=settings.norm, **sizes)
+
+
+def _vit(settings, num_classes):
+    sizes = {"width": settings.width, "depth": settings.depth, "heads": settings.heads}
+    return partial(models.ViT, num_classes, **sizes)
+
+
+def _birnn(settings, num_classes):
+    sizes = {"vocabulary": text.VOCABULARY, "width": settings.width}
+    return partial(models.BiRNN, num_classes, norm=settings.norm, **sizes)
 
 
 NETWORKS = {
-    "logistic": NetworkChoice(lambda settings, classes: partial(_mlp(settings, classes), hidden=()), "hidden"),
+    "logistic": NetworkChoice(
+        lambda settings, classes: partial(_mlp(settings, classes), hidden=()), "hidden", has_norms=False
+    ),
     "mlp": NetworkChoice(_mlp, "hidden", has_units=True),
-    "resnet18": NetworkChoice(
-        lambda settings, classes: partial(
-            models.ResNet, classes, width=settings.width, stage_sizes=settings.stage_sizes
-        ),
-        "width", has_units=True, has_statistics=True, has_stages=True,
-    ),
-    "birnn": NetworkChoice(
-        lambda settings, classes: partial(models.BiRNN, classes, vocabulary=text.VOCABULARY, width=settings.width),
-        "width", inputs=WORDS,
-    ),
-}  # fmt: skip
+    "resnet18": NetworkChoice(_resnet, "width", has_units=True, has_statistics=True, has_stages=True),
+    "vit": NetworkChoice(_vit, "width", has_units=True, patch=4),
+    "birnn": NetworkChoice(_birnn, "width", inputs=WORDS),
+}
 
 
 class OptimizerChoice(NamedTuple):
@@ -143,16 +156,29 @@ class NetworkSettings(DataSettings):
     # fmt: off
     model: str = setting("mlp", fields.NETWORK, help="One of {choices}.", choices=NETWORKS)
     width: int = setting(16, fields.NETWORK, unit="channels or units", positive=True,
-        help="ResNet: channels of the first stage; 64 is the standard, 16 the authors' own. RNN: units.")
+        help="ResNet: channels of the first stage; 64 is the standard, 16 the authors' own. RNN: units. ViT: of a "
+        "token, 192 in ViT-Tiny; a multiple of --heads.")
     stage_sizes: tuple[int, ...] = setting((2, 2, 2, 2), fields.NETWORK, unit="blocks",
         help="ResNet: blocks in each stage, with commas; 2,2,2,2 is ResNet-18.")
+    depth: int = setting(12, fields.NETWORK, unit="blocks", positive=True, help="ViT: how many; 12 is ViT-Tiny.")
+    heads: int = setting(3, fields.NETWORK, unit="heads", positive=True,
+        help="ViT: of attention in each block; 3 is ViT-Tiny.")
     hidden: tuple[int, ...] = setting((100, 100), fields.NETWORK, unit="units",
         help="MLP: sizes of the hidden layers, with commas.")
-    activation: str = setting("tanh", fields.NETWORK, help="MLP: one of {choices}.", choices=ACTIVATIONS)
+    activation: str = setting("tanh", fields.NETWORK, choices=ACTIVATIONS,
+        help="MLP: one of {choices}; after crelu, relu(x) beside relu(-x), a layer reads twice as much.")
     bias: bool = setting(True, fields.NETWORK, help="MLP: whether its layers have bias terms.")
+    norm: str = setting("own", fields.NETWORK, choices=NORMS,
+        help="own: BatchNorm in the ResNet, LayerNorm in the ViT, none in the others; layer: LayerNorm, in the MLP "
+        "before each activation, in the ResNet in place of BatchNorm, in the RNN before the last layer.")
     init: str = setting("torch", fields.NETWORK, choices=INITS,
         help="Initialisation, and so the noise: torch (the paper's) or flax.")
     # fmt: on
+
+
+def keeps_statistics(settings: Any) -> bool:
+    """Return whether the network of some `Settings` has BatchNorm's running statistics."""
+    return NETWORKS[settings.model].has_statistics and settings.norm == "own"
 
 
 def model(settings: Any, data: Dataset) -> Model:

@@ -137,6 +137,7 @@ class Settings(choices.NetworkSettings):
             check_field(field, getattr(self, field.name))
         self._check_ranges()
         self._check_combinations()
+        self._check_rounds(choices.NETWORKS[self.model])
         self._check_amounts()
 
     def _check_ranges(self):
@@ -162,27 +163,52 @@ class Settings(choices.NetworkSettings):
             raise UsageError(f"--penalty_strength={self.penalty_strength} needs --penalty=confidence or adversarial")
         if self.method_strength is not None and self.method == "none":
             raise UsageError(f"--method_strength={self.method_strength} needs --method: one of {', '.join(METHODS)}")
-        if method.needs_links and not (network.has_units and self.hidden):
-            fitting = " or ".join(name for name, row in choices.NETWORKS.items() if row.has_units)
-            raise UsageError(f"--method={self.method} re-draws hidden units: it needs --model={fitting}")
-        if method.needs_hidden and network.size == "hidden" and not (network.has_units and self.hidden):
+        self._check_network(network)
+        if method.needs_links:
+            self._check_units(network)
+        if method.needs_hidden and not self._has_hidden(network):
             raise UsageError(f"--method={self.method} acts on hidden layers, and --model={self.model} has none")
         if self.augment != "none" and network.inputs != choices.IMAGES:
             raise UsageError(f"--augment={self.augment} moves pixels, but the inputs of --model={self.model} are words")
         if choices.PENALTIES[self.penalty].moves_pixels and network.inputs != choices.IMAGES:
             raise UsageError(f"--penalty={self.penalty} moves pixels, but the inputs of --model={self.model} are words")
+
+    def _check_rounds(self, network):
+        """Check what a round has, and how long it is."""
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs both say how long a round is; give one of them")
+        stream = f"--task_stream={self.task_stream}"
         if streams.STREAMS[self.task_stream].moves_inputs and network.inputs != choices.IMAGES:
-            raise UsageError(
-                f"--task_stream={self.task_stream} mixes features; the inputs of --model={self.model} are words"
-            )
+            raise UsageError(f"{stream} mixes features; the inputs of --model={self.model} are words")
         if self.samples != "all" and self.task_stream == "class_incremental":
-            raise UsageError(
-                f"--samples={self.samples} does not fit --task_stream=class_incremental, which counts classes"
-            )
+            raise UsageError(f"--samples={self.samples} does not fit {stream}, which counts classes")
+
+    def _check_network(self, network):
         if network.has_stages and not self.stage_sizes:
             raise UsageError("--stage_sizes is an empty list; expected the blocks of each stage, as 2,2,2,2")
+        if network.patch and self.width % self.heads:
+            raise UsageError(
+                f"--width={self.width} must be a multiple of --heads={self.heads}, which --model={self.model} divides "
+                "it among; ViT-Tiny has --width=192 --heads=3"
+            )
+        if self.norm == "layer" and not (network.has_norms and self._has_hidden(network)):
+            raise UsageError(f"--norm=layer normalises hidden units, and --model={self.model} has none: leave it out")
+
+    def _check_units(self, network):
+        """Check that the hidden units that a method re-draws have one reader each."""
+        if not (network.has_units and self._has_hidden(network)):
+            *others, last = (name for name, row in choices.NETWORKS.items() if row.has_units)
+            fitting = f"{', '.join(others)} or {last}"
+            raise UsageError(f"--method={self.method} re-draws hidden units: it needs --model={fitting}")
+        if network.size == "hidden" and self.activation == "crelu":
+            raise UsageError(
+                f"--method={self.method} re-draws hidden units that are read once, and with --activation=crelu each is "
+                "read twice: choose another"
+            )
+
+    def _has_hidden(self, network):
+        """Return whether a network has hidden layers: a list of them may be empty."""
+        return network.size != "hidden" or (network.has_units and bool(self.hidden))
 
     def _check_amounts(self):
         if not self.restart or not self.pairs:

@@ -55,9 +55,7 @@ def plans(
 
 def _tell_of_small_batches(phases):
     """Log a line where an epoch's last batch is so small that BatchNorm's running statistics are much its own."""
-    found = {
-        (p.num_visible, p.settings.batch_size) for p in phases if choices.NETWORKS[p.settings.model].has_statistics
-    }
+    found = {(p.num_visible, p.settings.batch_size) for p in phases if choices.keeps_statistics(p.settings)}
     small = sorted((n % size, n, size) for n, size in found if 0 < n % size < size / SMALL)
     if small:
         left, num_visible, size = small[0]
@@ -95,6 +93,12 @@ def _check_model(settings: Settings, data: Dataset):
         raise UsageError(
             f"--model={model} with {stages} stages needs images of at least {halvings}x{halvings} "
             f"pixels, {settings.dataset} has inputs of shape {shape}; choose another --model, or fewer --stage_sizes"
+        )
+    patch = network.patch
+    if patch and (len(shape) != 3 or shape[0] % patch or shape[1] % patch):
+        raise UsageError(
+            f"--model={model} divides images into patches of {patch}x{patch} pixels, so both sides must be multiples "
+            f"of {patch}; {settings.dataset} has inputs of shape {shape}: choose another --model"
         )
 
 

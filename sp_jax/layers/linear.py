@@ -43,7 +43,7 @@ def initializers(init: str, fan_in: int) -> dict[str, Callable]:
 
 
 class Dense(nn.Module):
-    """A linear layer, `[B, D] -> [B, features]`."""
+    """A linear layer, `[B, ..., D] -> [B, ..., features]`."""
 
     features: int
     initialization: str = "torch"
@@ -53,13 +53,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        """Map `[B, D]` to `[B, features]`."""
+        """Map `[B, ..., D]` to `[B, ..., features]`."""
         init = initializers(self.initialization, x.shape[-1])
         kernel = self.param("kernel", init["kernel_init"], (x.shape[-1], self.features))
         bias = self.param("bias", init["bias_init"], (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = jnp.matmul(x, kernel, precision=self.precision)
-        return x if bias is None else x + bias[None]
+        return x if bias is None else x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 class Conv(nn.Module):

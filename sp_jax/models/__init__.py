@@ -22,6 +22,7 @@ from sp_jax.models.checks import (
 from sp_jax.models.linen import from_module
 from sp_jax.models.mlp import MLP
 from sp_jax.models.resnet import ResNet
+from sp_jax.models.vit import ViT
 
 __all__ = [
     "MLP",
@@ -31,6 +32,7 @@ __all__ = [
     "NetworkError",
     "ResNet",
     "UnknownSwitchError",
+    "ViT",
     "as_model",
     "check_independent",
     "check_logits",

@@ -18,6 +18,7 @@ from sp_jax.models.modes import find_modes
 from sp_jax.types import Model
 
 STATISTICS = "batch_stats"
+FEATURES = "features"  # what a module sows the inputs of its last layer as
 LOOKED_AT = ("intermediates", "perturbations")  # collections that a call fills for those who look into it
 
 
@@ -33,8 +34,8 @@ def from_module(
     Args:
       module: called as `module(inputs)`, with those of `train=` (or `training=`, `is_training=`, `is_train=`,
         `deterministic=`, `use_running_average=`) that its `__call__` has. A module with a method `links()` sows the
-        activations of each of these layers, say `hidden_0`, as `hidden_0_units` into `intermediates`, as
-        `sp_jax.models.MLP` does.
+        activations of each of these layers, say `hidden_0`, as `hidden_0_units` into `intermediates`, and one that sows
+        the inputs of its last layer [B, F] there as `features` has these in the `Model`, as `sp_jax.models.MLP` does.
       example_inputs: [B, ...] of the shape and dtype of the data, or a pytree of such (a dictionary of arrays), which
         is the module's one argument; B may be 1, the values do not matter.
       switch: its switch between training and evaluation where it has another name, an argument of its call or an
@@ -59,7 +60,8 @@ def from_module(
     if not is_ours:
         _check(found, found.explore())
     links, layouts = (getattr(module, name, lambda x=x: x)() for name, x in (("links", ()), ("layouts", None)))
-    return Model(found.init, found.apply, found.activations, links, layouts)
+    features = found.features if is_ours or found.sows_features() else None
+    return Model(found.init, found.apply, found.activations, links, layouts, features)
 
 
 class _Linen:
@@ -141,15 +143,34 @@ class _Linen:
         found = self.at(train).apply(self.variables(params, held), inputs, mutable=mutable, **rngs, **arguments)
         return (found[0] if mutable else found), held
 
-    def activations(self, params, held, inputs, mask=None, train=False):
-        """Return the sown activations, as of a `Model`."""
+    def sown(self, params, held, inputs, mask, train):
+        """Return the collection `intermediates` of a call."""
         rngs, _ = self.keys(held, train, None)
         arguments = self.arguments(mask, train, inputs)
         mutable = ["intermediates", STATISTICS, *self.collections]
         _, found = self.at(train).apply(self.variables(params, held), inputs, mutable=mutable, **rngs, **arguments)
-        leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
+        return found.get("intermediates", {})
+
+    def activations(self, params, held, inputs, mask=None, train=False):
+        """Return the sown activations, as of a `Model`."""
+        sown = self.sown(params, held, inputs, mask, train)
+        leaves = jax.tree_util.tree_leaves_with_path({name: x for name, x in sown.items() if name != FEATURES})
         names = [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in leaves]
         return {name.removesuffix("_units"): x for name, (_, x) in zip(names, leaves, strict=True)}
+
+    def features(self, params, held, inputs, mask=None, train=False):
+        """Return the sown inputs of the last layer, as of a `Model`."""
+        (found,) = self.sown(params, held, inputs, mask, train)[FEATURES]
+        return found
+
+    def sows_features(self):
+        """Return whether the module itself sows, once, one array [B, F] of features, by a trial."""
+
+        def trial(key):
+            return self.features(*self.init(key), padding.zeros(self.example, 2))
+
+        found = _try(lambda: jax.eval_shape(trial, jax.random.key(0)))
+        return getattr(found, "ndim", 0) == 2 and found.shape[0] == 2
 
     def explore(self):
         """Find, by tracing, the collections, and the streams of random numbers that calls ask for.

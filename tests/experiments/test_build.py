@@ -22,7 +22,8 @@ SMALL = Dataset(INPUTS, LABELS, 3, "mixture")
 BASE = Settings(hidden=(4,), seeds=1, restart=("shrink_perturb",))
 OTHER = {  # another value of each setting
     "dataset": "textures", "source": "textures", "fraction": 0.5, "model": "logistic", "width": 8,
-    "stage_sizes": (1,), "hidden": (5,), "activation": "relu", "bias": False, "init": "flax", "optimizer": "sgd",
+    "stage_sizes": (1,), "depth": 2, "heads": 1, "norm": "layer", "hidden": (5,),
+    "activation": "relu", "bias": False, "init": "flax", "optimizer": "sgd",
     "learning_rate": 0.5, "decay_every": 3, "batch_size": 7, "weight_decay": 0.5, "penalty": "confidence",
     "penalty_strength": 0.5, "method": "l2_init", "method_strength": 0.5, "precision": "bfloat16",
     "restart": ("random_init",), "pairs": ("0.5:0.5",), "shrink": ("0.5",), "noise_scale": ("0.5",), "noise": "fresh",

@@ -65,7 +65,11 @@ WRONG = [
     ({"method": "l2_int"}, "unknown --method=l2_int; did you mean 'l2_init'?"),
     ({"method_strength": 0.1}, "--method_strength=0.1 needs --method: one of none, l2_init"),
     ({"method": "redo", "method_strength": -1.0}, "--method_strength must be at least 0"),
-    ({"method": "redo", "model": "logistic"}, "--method=redo re-draws hidden units: it needs --model=mlp or resnet18"),
+    (
+        {"method": "redo", "model": "logistic"},
+        "--method=redo re-draws hidden units: it needs --model=mlp, resnet18 or vit",
+    ),
+    ({"method": "redo", "activation": "crelu"}, "with --activation=crelu each is read twice: choose another"),
     ({"experiment": "pretraining", "restart": "dash"}, "--restart=dash sweeps data through the old network"),
     ({"penalty_strength": 0.1}, "--penalty_strength=0.1 needs --penalty=confidence or adversarial"),
     ({"max_epochs": 0}, "--max_epochs must be positive"),
@@ -95,11 +99,16 @@ WRONG = [
     ),
     (
         {"model": "birnn"},
-        "--model=birnn does not take mixture, which has images; expected --model=logistic, mlp or resnet18",
+        "--model=birnn does not take mixture, which has images; expected --model=logistic, mlp, resnet18 or vit",
     ),
     ({"experiment": "last_layer", "optimizer_state": "keep"}, "--optimizer_state=keep does not fit --trained=head"),
     ({"model": "birnn", "penalty": "adversarial"}, "--penalty=adversarial moves pixels"),
     ({"model": "resnet18", "stage_sizes": "1,1,1,1,1"}, "needs images of at least 16x16 pixels"),
+    ({"model": "vit"}, "--width=16 must be a multiple of --heads=3, which --model=vit divides it among; ViT-Tiny has"),
+    ({"model": "vit", "width": 12, "depth": 0}, "--depth must be positive"),
+    ({"norm": "batch"}, "unknown --norm=batch"),
+    ({"norm": "layer", "model": "logistic"}, "--norm=layer normalises hidden units, and --model=logistic has none"),
+    ({"norm": "layer", "hidden": ""}, "--norm=layer normalises hidden units, and --model=mlp has none"),
     ({"max_epochs": 3_000_000_000}, "--max_epochs must be positive and below 2**31, got 3000000000"),
     ({"seeds": "2000000000"}, "--seeds=2000000000 needs"),
     ({"hidden": "2000000000"}, "--hidden=2000000000 needs"),
@@ -157,6 +166,13 @@ def test_a_spoilt_data_set_gets_one_clear_line(tmp_path, capsys, monkeypatch, in
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=re.escape(message)):
         data.samples.check(Dataset(inputs, labels, 3, "bad"))
+
+
+def test_images_that_patches_do_not_divide_get_one_clear_line(tmp_path, capsys, monkeypatch):
+    images = Dataset(np.zeros((30, 8, 6, 1), np.float32), Y, 3, "odd")
+    monkeypatch.setattr(data, "load", lambda *_, **__: images)
+    message = fails(capsys, model="vit", width="12", dataset="odd", workdir=str(tmp_path / "run"))
+    assert "both sides must be multiples of 4; odd has inputs of shape (8, 6, 1): choose another --model" in message
 
 
 @pytest.mark.parametrize(("labels", "message"), [

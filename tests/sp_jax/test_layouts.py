@@ -15,6 +15,7 @@ from flax import nnx
 
 import sp_jax
 from sp_jax import models, restarts
+from sp_jax.layers import crelu
 from sp_jax.training import Convergence
 from sp_jax.transforms import filters, growth, layouts
 from sp_jax.transforms.layouts import Grows
@@ -229,6 +230,14 @@ def resnet(width):
     return models.ResNet(3, width=width, stage_sizes=(1, 1))
 
 
+def vit(ratio, classes=3, depth=1, width=6):
+    return models.ViT(classes, width=width, depth=depth, heads=2, ratio=ratio)
+
+
+def crelu_mlp(*hidden):
+    return models.MLP(3, hidden=hidden, activation=crelu)
+
+
 def equinox_mlp(width, depth=2):
     return equinox(lambda key: eqx.nn.MLP(6, 3, width, depth, key=key))
 
@@ -285,6 +294,15 @@ KEPT = {  # old, new, inputs, what is declared
         linen(models.MLP(4, hidden=(8, 10)), X),
         X,
         models.MLP(4, hidden=(8, 10)).layouts(),
+    ),
+    "CReLU MLP": (linen(crelu_mlp(4, 5), X), linen(crelu_mlp(8, 10), X), X, crelu_mlp(8, 10).layouts()),
+    "ViT, more units and a class more": (linen(vit(2), IMAGES), linen(vit(3, 4), IMAGES), IMAGES, vit(3, 4).layouts()),
+    "ViT, a block more": (linen(vit(2), IMAGES), linen(vit(2, depth=2), IMAGES), IMAGES, vit(2, depth=2).layouts()),
+    "MLP of LayerNorm, a class more": (
+        linen(models.MLP(3, (4,), norm="layer"), X),
+        linen(models.MLP(4, (4,), norm="layer"), X),
+        X,
+        models.MLP(4, (4,), norm="layer").layouts(),
     ),
     "BiRNN": (linen(birnn(4), TOKENS), linen(birnn(6), TOKENS), TOKENS, birnn(6).layouts()),
     "ResNet": (linen(resnet(4), IMAGES), linen(resnet(6), IMAGES), IMAGES, resnet(6).layouts()),
@@ -343,6 +361,7 @@ REFUSED = {  # old, new, message
     "Equinox, flattened": (*KEPT["Equinox, flattened"][:2], r"4 times the 4 -> 6 units of 'layers/0/weight'"),
     "NNX, flattened": (*KEPT["NNX, flattened"][:2], r"'out/kernel' cannot grow .* units of 'conv/kernel'"),
     "wider heads": (linen(Attention(8), TEXTS), linen(Attention(12), TEXTS), "'mixer/.*heads of attention"),
+    "ViT": (linen(vit(2), IMAGES), linen(vit(2, width=8), IMAGES), "'block_0/attention/.*heads of attention"),
     "more heads": (linen(Attention(8, 2), TEXTS), linen(Attention(12, 3), TEXTS), "'mixer/.*heads of attention"),
     "Haiku attention": (haiku_attention(8), haiku_attention(12), "'multi_head_attention/key/w' .*heads of attention"),
     "inputs": (
@@ -369,6 +388,33 @@ def test_what_is_not_certain_is_refused_in_one_line(name):
         with pytest.raises(ValueError, match=message) as raised:
             call(params, fresh)
         assert "\n" not in str(raised.value)
+
+
+NORMED = {  # how to make one of a width, inputs, the first leaf that is refused
+    "MLP": (lambda width: models.MLP(3, (width,), norm="layer"), X, "norm_0/"),
+    "ResNet": (
+        lambda width: models.ResNet(3, width=width, stage_sizes=(1, 2), norm="layer"),
+        IMAGES,
+        "stage_0_block_0/norm_0/",
+    ),
+    "BiRNN": (lambda width: models.BiRNN(3, 9, width=width, norm="layer"), TOKENS, "norm/"),
+    "ViT": (lambda width: vit(2, width=width), IMAGES, "block_0/norm_0/"),
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_network_with_layer_norm_grows_no_wider(name):
+    """Each norm is declared with its own size, which no other one fits."""
+    module, x, first = NORMED[name]
+    old, new = (
+        jax.eval_shape(lambda key, width=width: module(width).init(key, x), jax.random.key(0))["params"]
+        for width in (4, 6)
+    )
+    with pytest.raises(ValueError, match=rf"^'{first}.* the layout \(\d+,\) does not make up an axis"):
+        sp_jax.grown(old, new, layouts=module(6).layouts())
+    sizes = {path.rpartition("/")[0]: leaf.shape for path, leaf in filters.by_path(new).items() if "norm" in path}
+    declared = {name: layout[-1] for name, layout in module(6).layouts().items() if "norm" in name}
+    assert declared == sizes
 
 
 def test_a_norm_that_mixes_units_is_told_by_its_name():

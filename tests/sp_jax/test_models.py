@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sp_jax
-from sp_jax import models
+from experiments.config import choices
+from sp_jax import models, plasticity
+from sp_jax.plasticity import methods
 
 ROOM = importlib.import_module("sp_jax.layers.convolution")
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -44,8 +46,9 @@ def flat_layers(params):
             yield name, value
 
 
-def resnet_by_hand(params, x, mask):
-    """A ResNet of stages (1, 1) with XLA's convolution and plain NumPy; batch statistics over the real samples."""
+def resnet_by_hand(params, x, mask, norm=None):
+    """A ResNet of stages (1, 1) with XLA's convolution and plain NumPy; batch statistics over the real samples, or
+    another norm."""
 
     def conv(x, kernel, stride=1):
         pad = kernel.shape[0] // 2
@@ -53,9 +56,11 @@ def resnet_by_hand(params, x, mask):
         padding = ((pad, pad), (pad, pad))
         return np.asarray(jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dims))
 
-    def norm(x, p):
+    def batch_norm(x, p):
         real = x[mask]
         return (x - real.mean((0, 1, 2))) / np.sqrt(real.var((0, 1, 2)) + 1e-5) * p["scale"] + p["bias"]
+
+    norm = norm or batch_norm
 
     def block(x, p, stride):
         y = np.maximum(norm(conv(x, p["conv_0"]["kernel"], stride), p["norm_0"]), 0)
@@ -318,3 +323,146 @@ def test_pytorch_initialisation_of_a_recurrent_network(birnn):
     assert np.std(params["embedding"]["embedding"]) == pytest.approx(1, abs=0.2)
     flax = models.from_module(models.BiRNN(2, vocabulary=50, width=5, initialization="flax"), np.ones((1, 9), np.int32))
     assert (flax.init(jax.random.key(0))[0]["forward_0"]["ir"]["bias"] == 0).all()
+
+
+FLOATS = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32)
+
+
+def normed(x, p, axes=-1):
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def some_params(model, seed=0):
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(model.init, jax.random.key(0))[0]
+    return jax.tree.map(lambda x: np.float32(0.5 * rng.normal(size=x.shape)), shapes)
+
+
+ACTIVATIONS = {  # of our command line, as NumPy has them
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
+    "crelu": lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], -1),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("norm", ["own", "layer"])
+def test_an_mlp_of_other_activations_and_layer_norm_equals_one_by_hand(name, norm):
+    activation = choices.ACTIVATIONS[name]
+    model = models.from_module(models.MLP(3, (4, 5), activation=activation, precision="highest", norm=norm), FLOATS)
+    params, x = some_params(model), FLOATS
+    for i in range(2):
+        layer = params[f"hidden_{i}"]
+        x = x @ layer["kernel"] + layer["bias"]
+        x = ACTIVATIONS[name](normed(x, params[f"norm_{i}"]) if norm == "layer" else x)
+    np.testing.assert_allclose(model.features(params, {}, FLOATS), x, rtol=1e-4, atol=1e-5)
+    expected = x @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(model.apply(params, {}, FLOATS, None, True)[0], expected, rtol=1e-4, atol=1e-5)
+    if name == "crelu":
+        assert model.links == ()
+        with pytest.raises(ValueError, match="re-draws hidden units"):
+            methods.check_method(methods.redo, model)
+    else:
+        plasticity.check_links(params, [plasticity.Link(*link) for link in model.links])
+        assert all(len(link) == (3 if norm == "layer" else 2) for link in model.links)
+
+
+def test_a_resnet_of_layer_norm_has_no_statistics_and_normalises_the_channels_of_each_pixel():
+    module = models.ResNet(3, width=4, stage_sizes=(1, 1), norm="layer", precision="highest")
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
+    model = models.from_module(module, pixels)
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    own, _ = jax.eval_shape(models.from_module(module.clone(norm="own"), pixels).init, jax.random.key(0))
+    assert stats == {}
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, own)
+    params = some_params(model)
+    expected = resnet_by_hand(params, pixels.astype(np.float32), None, normed)
+    call = jax.jit(lambda p: model.apply(p, {}, pixels, np.array([True, False]), True)[0])
+    np.testing.assert_allclose(call(params), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_recurrent_network_of_layer_norm_normalises_what_the_head_reads(birnn):
+    plain, params, tokens = birnn
+    module = models.BiRNN(2, vocabulary=50, width=5, norm="layer")
+    model = models.from_module(module, tokens)
+    rng = np.random.default_rng(3)
+    norm = {"scale": np.float32(rng.normal(size=10)), "bias": np.float32(rng.normal(size=10))}
+    call = jax.jit(lambda p: (plain.features(p, {}, tokens), model.features(p | {"norm": norm}, {}, tokens)))
+    before, after = call(params)
+    np.testing.assert_allclose(after, normed(np.asarray(before), norm), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module", [models.MLP(3, norm="batch"), models.ResNet(3, norm="batch"), models.BiRNN(3, 9, norm="batch")]
+)
+def test_unknown_norms_raise(module):
+    x = np.ones((1, 9), np.int32) if isinstance(module, models.BiRNN) else PIXELS[:1]
+    with pytest.raises(ValueError, match="norm must be one of own, layer, got 'batch'"):
+        jax.eval_shape(module.init, jax.random.key(0), x)
+
+
+OURS = {
+    "MLP": (models.MLP(3, (4,)), FLOATS),
+    "logistic": (models.MLP(3, ()), FLOATS),
+    "ResNet": (models.ResNet(3, width=2, stage_sizes=(1,)), np.zeros((3, 4, 4, 1), np.float32)),
+    "BiRNN": (models.BiRNN(3, 9, width=2, layers=1), np.ones((3, 5), np.int32)),
+    "ViT": (models.ViT(3, width=4, depth=1, heads=2), np.zeros((3, 4, 4, 1), np.float32)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("MLP", "logistic"))) for name in OURS]
+)
+def test_features_are_what_the_head_reads_and_no_activations_of_units(name):
+    module, x = OURS[name]
+    model = models.from_module(module, x)
+
+    def call(key):
+        params, stats = model.init(key)
+        params = jax.tree.map(lambda x: x + 0.1, params)
+        seen = {train: model.features(params, stats, x, np.ones(3, bool), train) for train in (False, True)}
+        logits = {train: model.apply(params, stats, x, np.ones(3, bool), train)[0] for train in seen}
+        head = {train: seen[train] @ params["head"]["kernel"] + params["head"]["bias"][None] for train in seen}
+        return logits, head, model.activations(params, stats, x, None, True)
+
+    logits, head, units = jax.jit(call)(jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), logits, head)
+    assert set(units) == {link[0] for link in model.links}
+
+
+class Sowing(nn.Module):
+    """A network of a user."""
+
+    sown: str = "features"
+    times: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(4)(x))
+        for _ in range(self.times):
+            self.sow("intermediates", self.sown, x)
+        return nn.Dense(3)(x)
+
+
+class Around(nn.Module):
+    """One of ours within another network, whose last features it does not have."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(models.MLP(5, (4,), name="inner")(x)))
+
+
+def test_a_users_network_has_features_where_it_sows_them_itself():
+    model = models.as_model(Sowing(), FLOATS)
+    params = some_params(model)
+    layer = params["Dense_0"]
+    expected = np.maximum(FLOATS @ layer["kernel"] + layer["bias"], 0)
+    np.testing.assert_allclose(model.features(params, {}, FLOATS), expected, rtol=1e-5, atol=1e-6)
+    for other in (
+        Sowing("others"),
+        Sowing(times=2),
+        Around(),
+        (lambda key: {"w": jnp.ones((6, 3))}, lambda p, x: x @ p["w"]),
+    ):
+        assert models.as_model(other, FLOATS).features is None
+    assert hash(model) == hash(model._replace(features=None))
+    assert model != model._replace(features=None)
