@@ -24,7 +24,7 @@ from experiments.config import app, fields, setting_flags, streams
 from experiments.config.fields import UsageError
 from experiments.records import provenance, run_folder
 from experiments.reporting import listing, run_report
-from experiments.running import dry_run, multihost, plan, progress, recorder, signals, validation
+from experiments.running import dry_run, multihost, plan, progress, recorder, signals, tuned, validation
 from experiments.running.builder import Builder
 from sp_jax import sweeps
 from sp_jax.storage import checkpoints
@@ -69,26 +69,34 @@ def train(planned: plan.RunPlan, stopping: signals.Stop) -> None:
     Raises:
       sweeps.Stopped: it was stopped before its end; --resume goes on.
     """
-    folder, groups = planned.job.folder, planned.groups
+    folder = planned.job.folder
     recording = recorder.Recorder(planned, _board())
     store = Store(folder / "checkpoints", write=multihost.first(), every=_CHECKPOINT_SECONDS.value)
     if not multihost.first():
-        for _ in sweeps.run(groups, store=store, watch=recording.watch(None, stopping.asked)):
-            pass
+        for groups in tuned.stages(planned):
+            for _ in sweeps.run(groups, store=store, watch=recording.watch(None, stopping.asked)):
+                pass
         return
-    done = sweeps.finished_rounds(groups, store)
-    if planned.is_complete(done) and run_report.is_newest(folder):
+    if run_report.is_newest(folder) and tuned.is_complete(planned, store):
         recording.open(store.note().get("watch", {}))
         print(f"the run in {folder} is complete: {folder / 'report.md'}", flush=True)
         return
     provenance.say(planned.write_config(provenance.start(_DEVICES_PER_LANE.value)), store)
     recording.open(store.note().get("watch", {}))
-    trials = planned.trials
-    with progress.Reporter(done, planned.visible, {name: trial.label for name, trial in trials.items()}) as reporter:
+    for groups in tuned.stages(planned):
+        _train(planned, groups, recording, store, stopping)
+    print(f"\n{run_report.write(folder)}\n\n{run_report.paths(folder)}", flush=True)
+
+
+def _train(planned, groups, recording, store, stopping):
+    """Train some groups of a run to their end."""
+    trials, names = planned.trials, {group.name for group in groups}
+    labels = {name: trial.label for name, trial in trials.items() if name in names}
+    visible = {name: counts for name, counts in planned.visible.items() if name in names}
+    with progress.Reporter(sweeps.finished_rounds(groups, store), visible, labels) as reporter:
         for finished in sweeps.run(groups, store=store, watch=recording.watch(reporter.chunk, stopping.asked)):
             recording.write(trials[finished.group.name], finished)
             reporter.finished(finished)
-    print(f"\n{run_report.write(folder)}\n\n{run_report.paths(folder)}", flush=True)
 
 
 def _board():

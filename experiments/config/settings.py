@@ -99,6 +99,8 @@ class Settings(choices.NetworkSettings):
         help="Restart before the first round too, as the authors' program does.")
     seeds: int = setting(5, EXPERIMENT, unit="lanes of each cell", positive=True, one=True,
         help="How many; each has its own validation third, order of arrival and networks.")
+    contenders: tuple[str, ...] | None = setting(None, EXPERIMENT, ON_HOST, one=True, unset="all of them",
+        help="plasticity: which are compared, with commas; your own methods too, as package.module:name.")
     tuning_seeds: int = setting(2, EXPERIMENT, unit="lanes of each cell", positive=True, one=True,
         help="How many where --samples=tuning; none of them is among --seeds.")
     samples_per_round: int | None = setting(None, DATA, ON_HOST, unit="samples", symbol="k", positive=True, one=True,

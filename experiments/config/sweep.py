@@ -91,7 +91,8 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
     """Make the grid of a preset and of the flags that were given.
 
     Args:
-      preset: settings; under `vary` a tuple of products. No `vary` is one product of nothing.
+      preset: settings; under `vary` a tuple of products, or a function that makes them of the flags that were given and
+        returns them and the names of the flags that it has used. No `vary` is one product of nothing.
       explicit: each flag's value, or its values where several were given. A setting that the preset varies takes these
         values instead, in the products that vary it; others that have several vary in all products.
 
@@ -103,6 +104,9 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
     """
     base = {name: value for name, value in preset.items() if name != "vary"}
     products = preset.get("vary", ({},))
+    if callable(products):
+        products, used = products(explicit)
+        explicit = {name: values for name, values in explicit.items() if name not in used}
     others = {name: values for name, values in explicit.items() if not any(name in product for product in products)}
     base |= {name: values[0] for name, values in others.items()}
     several = {name: values for name, values in others.items() if len(values) > 1}

@@ -9,7 +9,7 @@ from experiments.config.settings import FIELDS
 from experiments.config.sweep import Grid
 from experiments.records import results, run_folder
 from experiments.records.results import Row
-from experiments.reporting import summary
+from experiments.reporting import leaderboard, summary
 from experiments.specs import registry
 from experiments.specs.base import Experiment
 
@@ -33,9 +33,25 @@ class LoadedRun(NamedTuple):
         return self.grid.base.rounds in (None, *(each.get("rounds") for each in self.experiment.presets.values()))
 
     @property
+    def board(self) -> leaderboard.Board:
+        """The leaderboard of a tuned experiment."""
+        trials = self.grid.members()
+        rounds = {trial: _rounds(self.config, trial) for trial in trials}
+        return leaderboard.board(self.rows, trials, self.grid.varied, rounds)
+
+    @property
     def wanted(self) -> int:
         """Lane-rounds of the whole run."""
-        return sum(trial.settings.seeds * _rounds(self.config, trial) for trial in self.grid.members())
+        trials, chosen = self.grid.members(), None
+        if self.experiment.tuned:  # of the final ones those that were chosen
+            rounds = {trial: _rounds(self.config, trial) for trial in trials}
+            best = leaderboard.chosen(self.rows, trials, self.grid.varied, rounds).values()
+            chosen = [leaderboard.final_of(trial, trials) for trial in best]
+        return sum(
+            len(trial.settings.lane_seeds) * _rounds(self.config, trial)
+            for trial in trials
+            if chosen is None or trial.settings.samples == "tuning" or trial in chosen
+        )
 
     def missing(self) -> str:
         """Return what a partial run lacks: lane-rounds, and the trials that have no row; empty where it is complete."""
@@ -77,5 +93,5 @@ def _planned(config, grid, rows):
     for trial in grid.members():
         other = [n for n in same if results.text(getattr(trial.settings, n)) != same[n]]
         variant = tuple((name, results.text(getattr(trial.settings, name))) for name in (*names, *other))
-        made[summary.Line(variant, trial.cell)] = summary.Plan(_rounds(config, trial), trial.settings.seeds)
+        made[summary.Line(variant, trial.cell)] = summary.Plan(_rounds(config, trial), len(trial.settings.lane_seeds))
     return made

@@ -7,7 +7,7 @@ import re
 from experiments.config.settings import FIELDS
 from experiments.config.sweep import several
 from experiments.records import results
-from experiments.reporting import claims, comparison, html, loaded_run, plotting, summary, verdicts
+from experiments.reporting import claims, comparison, html, leaderboard, loaded_run, plotting, summary, verdicts
 from experiments.reporting.loaded_run import LoadedRun
 from sp_jax.data import EMBEDDED
 from sp_jax.storage.atomic import write_whole
@@ -29,7 +29,7 @@ def write_loaded(run: LoadedRun) -> str:
     pictures = {f"figures/{path.name}": path for path, _ in figures}
     write_whole(folder / "report.html", html.render(text, run.experiment.name, pictures))
     write_whole(folder / "report.md", text)  # the last: it says that all is written
-    return summary.table(run.rows, run.planned)
+    return leaderboard.table(run.board) if run.experiment.tuned else summary.table(run.rows, run.planned)
 
 
 def paths(folder: pathlib.Path) -> str:
@@ -48,6 +48,7 @@ def _figures(run):
     made, folder = [], run.folder / "figures"
     for name, options in run.experiment.figures:
         draw = getattr(plotting, name)
+        options = {**options, "board": run.board} if run.experiment.tuned else options
         made += [(path, draw) for path in draw(run.rows, run.curves, folder, **options)]
     compared, same = comparison.compare(run.experiment.name, run.rows, run.planned)
     if same and run.has_all_rounds:
@@ -74,9 +75,7 @@ def _text(run, figures):
         f"# {experiment.name} ({experiment.paper.strip('()')})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
         f"`{' '.join(['python -m experiments.run', *typed])}`",
-        summary.table(run.rows, run.planned),
-        "Accuracies are means over the seeds; samples visited are the cost that depends on no machine, in brackets as "
-        "a ratio to random init.",
+        *_table(run),
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(run),
@@ -89,6 +88,17 @@ def _text(run, figures):
         + ".",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _table(run):
+    """Return the parts of a report that say how well what was run does."""
+    if run.experiment.tuned:
+        return [leaderboard.section(run.board)]
+    return [
+        summary.table(run.rows, run.planned),
+        "Accuracies are means over the seeds; samples visited are the cost that depends on no machine, in brackets as "
+        "a ratio to random init.",
+    ]
 
 
 def _claims(run):

@@ -60,10 +60,6 @@ class RunPlan(NamedTuple):
         engines = dict.fromkeys(phase.engine for group in self.groups for phase in group.phases)
         return {engine.data.name: len(engine.data.labels) for engine in engines}
 
-    def is_complete(self, done: Mapping[str, int]) -> bool:
-        """Return whether every group has finished all its rounds."""
-        return all(done[group.name] == len(group.phases) for group in self.groups)
-
     def write_config(self, start: Mapping[str, Any]) -> dict[str, Any]:
         """Write the run's `config.json`; see `run_folder.write_config`."""
         visible = self.visible

@@ -25,9 +25,10 @@ class Experiment(NamedTuple):
     paper: str  # which tables and figures
     summary: str  # one line: its result
     schedule: Schedule  # (settings, cell, how much there is to train on) -> the rounds
-    presets: Mapping[str, Mapping[str, Any]]  # "quick" and "paper": settings, under "vary" those that vary (see `grid`)
+    presets: Mapping[str, Mapping[str, Any]]  # "quick" and "paper": settings, under "vary" those that vary (`resolve`)
     figures: tuple[tuple[str, Mapping[str, Any]], ...]  # functions of `experiments.reporting.plotting`, with arguments
     over: tuple[str, ...] = ()  # settings that the figures are drawn over: columns of results.csv in any case
     claims: tuple[int, ...] = ()  # of `experiments.reporting.claims`
     gradient_norms: bool = False  # of old and new data after each epoch of the second round, into curves.csv
+    tuned: bool = False  # trials of --samples=tuning choose which of --samples=final are run; a leaderboard
     similarity: bool = False  # of each round's solution to its start: more columns of results.csv

@@ -1,0 +1,119 @@
+"""The leaderboard of plasticity (not in the paper): methods against its loss, on three streams of tasks, tuned alike.
+
+Streams: `permuted_inputs` (2,000 samples seen once a task, 50 tasks) and `random_labels` (320 samples memorised in 40
+epochs a task, 24 tasks), where a network that is trained on learns worse and worse, and `growing`, the paper's own (16
+rounds of 30 epochs), where it generalises worse. Every contender has the same number of settings to choose from, three,
+and chooses on a half of the samples with seeds of its own; what counts is five other seeds on the other half, which the
+choice never sees. Networks, optimisers and moments go on from task to task: nothing is reset but what a contender
+resets; shrink-perturb, FIRE and random init begin each task with a new optimiser, as their authors have it.
+
+Quick: `mixture`, MLP 100-100 ReLU, Adam, batches of 16. `paper`: one stream at a time at a published setting, see
+experiments/docs/leaderboard.md.
+"""
+
+from collections.abc import Mapping
+
+from experiments.config import own_methods
+from experiments.config.fields import UsageError, check_choice
+from experiments.specs import schedules
+from experiments.specs.base import Experiment
+
+RATES = (3e-4, 1e-3, 3e-3)
+
+
+def _method(name: str, *strengths: float, **others) -> dict[str, tuple]:
+    return {"method": (name,), "method_strength": strengths, **others}
+
+
+def _restart(name: str, **others) -> dict[str, tuple]:
+    return {"restart": ((name,),), "optimizer_state": ("reset",), "statistics": ("reset",), **others}
+
+
+# What is varied of each contender is what it is tuned over: three settings each.
+CONTENDERS: Mapping[str, Mapping[str, tuple]] = {
+    "none": {"learning_rate": RATES},
+    "new_optimizer": {"optimizer_state": ("reset",), "learning_rate": RATES},
+    "l2": {"weight_decay": (1e-4, 1e-3, 1e-2)},
+    "layer_norm": {"norm": ("layer",), "learning_rate": RATES},
+    "leaky_relu": {"activation": ("leaky_relu",), "learning_rate": RATES},
+    "crelu": {"activation": ("crelu",), "learning_rate": RATES},
+    "l2_init": _method("l2_init", 5e-5, 5e-4, 5e-3),
+    "hare_tortoise": _method("hare_tortoise", 0.99, 0.999, 0.9999),
+    "redo": _method("redo", 0.0, 0.025, 0.1),
+    "continual_backprop": _method("continual_backprop", 1e-5, 1e-4, 1e-3),
+    "self_normalized_resets": _method("self_normalized_resets", 0.84, 0.92, 0.96),
+    "upgd": _method("upgd", 0.001, optimizer=("sgd",), weight_decay=(0.001,), learning_rate=(0.01, 0.03, 0.1)),
+    "spectral": _method("spectral", 1e-4, 1e-3, 1e-2),
+    "parseval": _method("parseval", 1e-4, 1e-3, 1e-2),
+    "soft_rescaling": _method("soft_rescaling", 1e-4, 1e-3, 1e-2),
+    "weight_clipping": _method("weight_clipping", 1.0, 2.0, 3.0),
+    "random_init": _restart("random_init", learning_rate=RATES),
+    "shrink_perturb": _restart("shrink_perturb", pairs=(("0.8:0.01",), ("0.6:0.01",), ("0.4:0.1",))),
+    "dash": _restart("dash", shrink=(("0.1",), ("0.3",), ("0.5",)), optimizer_state=("keep",), statistics=("keep",)),
+    "fire": _restart("fire", learning_rate=RATES),
+}
+STREAMS: Mapping[str, Mapping[str, tuple]] = {
+    "permuted_inputs": {"samples_per_round": (2_000,), "epochs": (1,), "rounds": (50,)},
+    "random_labels": {"samples_per_round": (320,), "epochs": (40,), "rounds": (24,)},
+    "growing": {"epochs": (30,)},
+}
+CIFAR = {"dataset": ("cifar10",)}
+RESNET = {**CIFAR, "model": ("resnet18",), "width": (64,), "batch_size": (256,)}
+PUBLISHED: Mapping[
+    str, Mapping[str, tuple]
+] = {  # the first two after Kumar et al. 2023, the third after Han et al. 2026
+    "permuted_inputs": {**CIFAR, "samples_per_round": (10_000,), "epochs": (1,), "rounds": (500,)},
+    "random_labels": {**CIFAR, "samples_per_round": (1_200,), "epochs": (400,), "rounds": (50,)},
+    "growing": {**RESNET, "samples_per_round": (1_667,), "epochs": (100,)},
+}
+PARTS = {"samples": ("tuning", "final")}
+BASE = {
+    "activation": "relu", "batch_size": 16, "optimizer_state": "keep", "statistics": "keep", "restart": ("warm_start",),
+    "measures": ("online_accuracy",), "keep_networks": "none",
+}  # fmt: skip
+
+
+def products(streams: Mapping[str, Mapping[str, tuple]], explicit: Mapping[str, tuple]):
+    """Return the grid, a product for each stream and contender, and the names of the flags that it has used up.
+
+    `explicit` are the flags that were given: `contenders` may name any of `CONTENDERS`, or a method from outside, which
+    is then tuned over a tenth of its own strength, that and ten times it; `task_stream` any of the streams.
+
+    Raises:
+      UsageError: an unknown name; `--method`, which is not how contenders are chosen.
+    """
+    if "method" in explicit or "method_strength" in explicit:
+        raise UsageError("--method does not fit --experiment=plasticity: say --contenders=none,l2_init,…")
+    (names,) = explicit.get("contenders", (tuple(CONTENDERS),))
+    asked = explicit.get("task_stream", tuple(streams))
+    for name in asked:
+        check_choice("--task_stream of this experiment", name, tuple(streams))
+    grid = tuple(
+        {"task_stream": (stream,), **streams[stream], **PARTS, **_candidates(name)}
+        for stream in asked
+        for name in names
+    )
+    return grid, ("task_stream",)
+
+
+def _candidates(name):
+    if name in CONTENDERS:
+        return CONTENDERS[name]
+    if ":" not in name:
+        check_choice("contender", name, (*CONTENDERS, *own_methods.names()))
+    strength = own_methods.find(name).default_strength
+    return _method(name, *dict.fromkeys((0.1 * strength, strength, 10 * strength)))
+
+
+EXPERIMENT = Experiment(
+    name="plasticity",
+    paper="(later methods)",
+    summary="methods against the loss of plasticity on three streams of tasks, tuned alike: a leaderboard",
+    schedule=schedules.online,
+    presets={
+        "quick": {**BASE, "vary": lambda explicit: products(STREAMS, explicit)},
+        "paper": {**BASE, "dataset": "cifar10", "vary": lambda explicit: products(PUBLISHED, explicit)},
+    },
+    figures=(("leaderboard", {}), ("tasks", {})),
+    tuned=True,
+)
