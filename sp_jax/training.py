@@ -216,6 +216,7 @@ class Lane:
     validation: chex.Array  # [V] int32, indices of the validation samples
     active: chex.Array = True  # False: the lane is padding
     num_validation: chex.Array | None = None  # int32, how many of `validation` count; None: all
+    which: chex.Array | None = None  # int32, its stream of tasks, where the trainer has several
 
 
 class Trainer(NamedTuple):
@@ -240,8 +241,9 @@ class Trainer(NamedTuple):
 
     def in_round(self, lane: Lane, data: Dataset, round_: chex.Numeric) -> tuple[Lane, Dataset]:
         """Return a lane and the data set as training sees them in a round of the stream of tasks."""
-        order = self.stream.arranged(lane.seed, round_, lane.order)
-        return lane.replace(order=order), self.stream.training(lane.seed, round_, data)
+        stream = self.stream.at(lane.which)
+        order = stream.arranged(lane.seed, round_, lane.order)
+        return lane.replace(order=order), stream.training(lane.seed, round_, data)
 
 
 def init_state(trainer: Trainer, lane: Lane, round_: chex.Numeric) -> TrainState:
@@ -542,7 +544,7 @@ def evaluate_lane(
     trainer: Trainer, lane: Lane, state: TrainState, data: Dataset, round_: chex.Numeric = 1
 ) -> Evaluation:
     """Evaluate a lane on its validation samples, as they are in a round, with the weights that its method keeps."""
-    stream, count = trainer.stream, lane.num_validation
+    stream, count = trainer.stream.at(lane.which), lane.num_validation
     if stream.held_out_count is not None:
         count = jnp.minimum(stream.held_out_count(round_), lane.validation.shape[0])
     state, data = trainer.method.evaluated(state), stream.held_out(lane.seed, round_, data)

@@ -180,6 +180,8 @@ class Settings(choices.NetworkSettings):
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs both say how long a round is; give one of them")
         stream = f"--task_stream={self.task_stream}"
+        if self.with_streams and self.task_stream not in self.with_streams:
+            raise UsageError(f"{stream} is not among --with_streams={','.join(self.with_streams)}")
         if streams.STREAMS[self.task_stream].moves_inputs and network.inputs != choices.IMAGES:
             raise UsageError(f"{stream} mixes features; the inputs of --model={self.model} are words")
         if self.samples != "all" and self.task_stream == "class_incremental":

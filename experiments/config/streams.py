@@ -34,6 +34,7 @@ class StreamChoice(NamedTuple):
     arrivals: Callable[[Any, Amount], tuple[int, ...]]  # the samples of each round
     uses: tuple[str, ...] = ()  # the settings that are its own
     moves_inputs: bool = False  # it permutes or mixes features
+    compiles: tuple[str, ...] = ()  # settings of the host that are compiled into it all the same
 
 
 def _online(settings, amount):
@@ -78,7 +79,7 @@ STREAMS = {
         lambda settings, data: task_streams.sliding_window(
             _window(settings, amount(settings, data)), _online(settings, amount(settings, data))[0]
         ),
-        _newest, ("window_size",),
+        _newest, ("window_size",), compiles=("samples_per_round",),
     ),
     "class_incremental": StreamChoice(
         lambda settings, data: task_streams.class_incremental(data, settings.classes_per_round),
@@ -112,8 +113,10 @@ class DataSettings:
         help="What pretraining begins with: a data set of inputs like those of --dataset.")
     fraction: float = setting(1.0, fields.DATA, fields.ON_HOST, unit="fraction",
         help="pretraining: of the target's samples, in (0, 1].")
-    task_stream: str = setting("growing", fields.DATA, choices=STREAMS,
+    task_stream: str = setting("growing", fields.DATA, fields.ON_HOST, choices=STREAMS,
         help="What a round has, and what its samples look like: one of {choices}.")
+    with_streams: tuple[str, ...] = setting((), fields.DATA, choices=STREAMS, one=True,
+        help="Streams that share their programs, --task_stream among them; by default each has its own.")
     window_size: int | None = setting(None, fields.DATA, unit="samples", positive=True,
         unset="as many as arrive in a round", help="sliding_window: of the newest samples.")
     classes_per_round: int = setting(5, fields.DATA, unit="classes", positive=True,
@@ -132,9 +135,25 @@ def stream(settings: DataSettings, data: Dataset) -> task_streams.TaskStream:
       UsageError: it cannot be made of these samples.
     """
     try:
+        if settings.with_streams:
+            return task_streams.either(*(STREAMS[name].make(settings, data) for name in settings.with_streams))
         return STREAMS[settings.task_stream].make(settings, data)
-    except DataError as error:
+    except ValueError as error:
         raise UsageError(f"--task_stream={settings.task_stream}: {error}") from None
+
+
+def which(settings: DataSettings) -> int | None:
+    """Return the number of the stream among those that share its programs; None where it has its own."""
+    return settings.with_streams.index(settings.task_stream) if settings.with_streams else None
+
+
+def compiled(settings: DataSettings) -> dict[str, Any]:
+    """Return what is compiled into a program beside the settings that say so themselves: whether there are as many
+    samples as in the whole data set, the stream where it does not share its program, and what that compiles in."""
+    shared = bool(settings.with_streams)
+    names = settings.with_streams or (settings.task_stream,)
+    more = {name: getattr(settings, name) for each in names for name in STREAMS[each].compiles}
+    return {"whole": settings.samples == "all", "task_stream": None if shared else settings.task_stream, **more}
 
 
 def amount(settings: DataSettings, data: Dataset) -> Amount:

@@ -64,7 +64,8 @@ class Trained(NamedTuple):
                 f"{dataset.name} has {len(dataset.labels):,} samples, the run in which {self.path} was trained had "
                 f"{self.num_samples:,}: its validation third is not known"
             )
-        stream, (seed, round_) = streams.stream(self.settings, dataset), (self.row["seed"], self.row["round"])
+        alone = dataclasses.replace(self.settings, with_streams=())
+        stream, (seed, round_) = streams.stream(alone, dataset), (self.row["seed"], self.row["round"])
         _, (validation,) = streams.indices(self.settings, stream, dataset.labels, [seed])
         count = stream.held_out_count and np.minimum(stream.held_out_count(round_), len(validation))
         state, held_out = TrainState(self.params, self.batch_stats, ()), stream.held_out(seed, round_, dataset)

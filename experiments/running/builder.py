@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.config import choices, fields, own_methods, streams
 from experiments.config.settings import Settings
@@ -125,10 +126,11 @@ class Builder:
         stream, labels = self.engine(settings).trainer.stream, self._datasets[settings.dataset].labels
 
         def make():
-            return lanes_of(seeds, hparams, convergence, *streams.indices(settings, stream, labels, seeds))
+            made = lanes_of(seeds, hparams, convergence, *streams.indices(settings, stream, labels, seeds))
+            return made if which is None else made.replace(which=np.full(len(seeds), which, np.int32))
 
-        own = static(settings) if stream.split else None
-        key = ("lanes", seeds, hparams, convergence, settings.dataset, settings.samples, own)
+        which, own = streams.which(settings), static(settings) if stream.split else None
+        key = ("lanes", seeds, hparams, convergence, settings.dataset, settings.samples, which, own)
         return self._once(str(key), make)
 
     def _once(self, key, make):
@@ -151,9 +153,8 @@ def _values(settings, at_work):
 
 
 def static(settings: Settings) -> tuple[tuple[str, Any], ...]:
-    """Return what is compiled into an engine's programs: all settings but those declared otherwise; and whether there
-    are as many samples as in the whole data set."""
-    return (*_values(settings, fields.COMPILED), ("whole", settings.samples == "all"))
+    """Return what is compiled into an engine's programs: all settings but those declared otherwise."""
+    return (*_values(settings, fields.COMPILED), *streams.compiled(settings).items())
 
 
 def memory() -> int:

@@ -16,9 +16,11 @@ Stream              A round has                                              Aft
                     the next
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,20 @@ class TaskStream(NamedTuple):
     held_out_count: Callable | None = None  # round -> how many of the validation samples count; None: all
     split: Callable | None = None  # (seed, labels [N]) -> order [T], validation [V]; None: `data.arrival.split`
 
+    several: tuple["TaskStream", ...] = ()  # see `either`
+
+    def at(self, which: chex.Numeric | None) -> "TaskStream":
+        """Return one of several streams, by its number, which may be traced; the stream itself for None."""
+        if which is None or not self.several:
+            return self
+
+        def arranged(seed, round_, order):
+            made = [each.arranged(seed, round_, order) for each in self.several]
+            return functools.reduce(lambda left, i: jnp.where(which == i, made[i], left), range(len(made)), order)
+
+        looks = [_chosen([getattr(each, name) for each in self.several], which) for name in ("training", "held_out")]
+        return TaskStream(arranged, *looks)
+
     def order(self, seeds: Sequence[int], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the order of arrival and the validation samples of some seeds: int32 indices, [L, T] and [L, V].
 
@@ -58,6 +74,44 @@ class TaskStream(NamedTuple):
 
 
 growing = TaskStream()
+
+
+def either(*streams: TaskStream) -> TaskStream:
+    """Make one stream of several, of which each lane has one (`Lane.which`): their lanes then share a program.
+
+    Raises:
+      ValueError: one of them has a split of its own, or counts held-out samples.
+    """
+    if any(each.split or each.held_out_count for each in streams):
+        raise ValueError("streams with a split of their own, as class_incremental, do not share a program with others")
+    return TaskStream(several=streams)
+
+
+def _chosen(functions, which):
+    """Return a function of (seed, round, data) that is the one of this number."""
+
+    def seen(seed, round_, data):
+        labels, looks, views = data.labels, [], []
+        for i, function in enumerate(functions):
+            own = function(seed, round_, data)
+            labels = labels if own.labels is data.labels else jnp.where(which == i, own.labels, labels)
+            if own.look is not None:
+                looks, views = [*looks, own.look], [*views, (which == i, own.view)]
+        data = data.replace(labels=labels)
+        return data.replace(look=_Looks(tuple(looks)), view=tuple(views)) if looks else data
+
+    return seen
+
+
+class _Looks(NamedTuple):
+    """Looks of several streams, of which those are applied whose view says so."""
+
+    looks: tuple[Callable, ...]
+
+    def __call__(self, view, inputs):
+        for look, (chosen, own) in zip(self.looks, view, strict=True):
+            inputs = jnp.where(chosen, look(own, inputs), inputs)
+        return inputs
 
 
 def sliding_window(size: int, step: int) -> TaskStream:

@@ -180,6 +180,20 @@ def test_lanes_side_by_side_are_those_alone_and_all_rounds_are_one_compile(name)
     assert engine.compile_seconds - compiled < 5  # a restart that was not there; no program of training
 
 
+def test_lanes_of_several_streams_share_a_program_and_are_those_alone():
+    names = ("growing", "permuted_inputs", "random_labels", "drifting_inputs", "label_noise", "sliding_window")
+    together = task_streams.either(*(MADE[name] for name in names))
+    for i, name in enumerate(names):
+        dataset, order = PIXELS.flat(), jnp.arange(60)
+        for function in ("training", "held_out"):
+            one, two = (getattr(each, function)(1, 4, dataset).take(order) for each in (together.at(i), MADE[name]))
+            np.testing.assert_array_equal(one.inputs, two.inputs)
+            np.testing.assert_array_equal(one.labels, two.labels)
+        np.testing.assert_array_equal(together.at(i).arranged(1, 4, order), MADE[name].arranged(1, 4, order))
+    with pytest.raises(ValueError, match="split of their own"):
+        task_streams.either(MADE["growing"], MADE["class_incremental"])
+
+
 def test_online_accuracy_is_the_mean_over_all_epochs_of_a_round():
     engine = sweeps.Engine(Trainer(MODEL, training.sgd, 8), PIXELS, 1)
     lanes = sweeps.make_lanes([0], HParams(learning_rate=0.1), Convergence.exactly(4), len(PIXELS))
