@@ -23,6 +23,9 @@ class ViT(nn.Module):
     values as `Dense` layers, so that all their kernels are matrices. The programs of the two papers also normalise the
     patches before and after their linear layer, leave out the biases of queries, keys and values, draw positions and
     class token from N(0, 1) and have an epsilon of 1e-5; that of the first drops 10 % of the units.
+
+    FIRE's authors make the kernels of queries and keys alone orthogonal:
+    `sp_jax.restarts.make_fire(where=sp_jax.layer("query", "key"))`.
     """
 
     num_classes: int
@@ -90,8 +93,8 @@ class Tokens(nn.Module):
         """Map `[B, N, W]` to `[B, 1 + N, W]`."""
         count, number, width = x.shape
         draw = nn.initializers.normal(SPREAD)
-        first, positions = self.param("class_token", draw, (width,)), self.param("positions", draw, (1 + number, width))
-        first, positions = (each.astype(x.dtype) for each in (first, positions))
+        first = self.param("class_token", draw, (width,), jnp.float32).astype(x.dtype)
+        positions = self.param("positions", draw, (1 + number, width), jnp.float32).astype(x.dtype)
         return jnp.concatenate([jnp.broadcast_to(first, (count, 1, width)), x], axis=1) + positions[None]
 
 

@@ -206,6 +206,23 @@ def test_a_small_resnet_goes_through_the_same_engine(tmp_path, monkeypatch):
     assert [row["num_train"] for row in read(tmp_path / "r")][:6:5] == ["4", "8"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "vit", "width": 12, "depth": 1, "method": "redo", "restart": "warm_start,dash,fire"},
+        {"model": "resnet18", "width": 2, "stage_sizes": "1", "norm": "layer", "restart": "shrink_perturb"},
+        {"activation": "crelu", "norm": "layer", "method": "l2_init"},
+    ],
+    ids=lambda given: given.get("model", "mlp"),
+)
+def test_other_networks_norms_and_activations_go_through_the_same_engine(tmp_path, given):
+    call(workdir=str(tmp_path / "r"), samples_per_round=100, **{**TINY, "seeds": 1, "max_epochs": 1, **given})
+    losses = [float(row["train_loss"]) for row in read(tmp_path / "r")]
+    assert losses
+    assert np.isfinite(losses).all()
+
+
 def test_resume_gives_the_rows_of_an_undisturbed_run(online, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     whole = results.Table.append

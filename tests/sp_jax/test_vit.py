@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from sp_jax import models, plasticity
+import sp_jax
+from sp_jax import models, plasticity, restarts
 from sp_jax.layers import Dense
 from sp_jax.models import vit
 from sp_jax.plasticity import methods
@@ -28,7 +29,8 @@ def made(pixels=PIXELS, **given):
 def drawn(model):
     """Parameters of N(0, 0.3²), for which nothing has to be compiled; norms too, so that their part shows."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))[0]
-    return jax.tree.map(lambda x: np.float32(0.3 * RNG.normal(size=x.shape)), shapes)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), shapes)
 
 
 def layer_norm(x, p):
@@ -107,11 +109,25 @@ def test_vit_tiny_has_the_standard_number_of_parameters():
     assert all(x.ndim == 2 for path, x in filters.by_path(params).items() if path.endswith("kernel"))
 
 
-@pytest.mark.parametrize("initialization", ["torch", pytest.param("flax", marks=pytest.mark.slow)])
+def test_fire_as_its_authors_takes_queries_and_keys_alone():
+    params = drawn(made(depth=1))
+    rule = restarts.make_fire(where=sp_jax.layer("query", "key"))
+    new = rule(jax.random.key(0), params, params)
+    changed = {path for path, x in filters.by_path(jax.tree.map(lambda a, b: (a != b).any(), new, params)).items() if x}
+    assert changed == {f"block_0/attention/{name}/kernel" for name in ("query", "key")}
+
+
+def test_positions_and_class_token_are_drawn_with_a_small_spread():
+    params = vit.Tokens().init(jax.random.key(0), jnp.zeros((1, 16, 48)))["params"]
+    assert {name: x.shape for name, x in params.items()} == {"class_token": (48,), "positions": (17, 48)}
+    for x in params.values():
+        assert float(jnp.std(x)) == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("initialization", ["torch", "flax"])
 def test_initialisation(initialization):
     params, _ = jax.jit(made(width=48, depth=0, initialization=initialization).init)(jax.random.key(0))
-    for name in ("positions", "class_token"):
-        assert float(jnp.std(params["tokens"][name])) == pytest.approx(0.02, rel=0.3)
     spread = 48**-0.5 / (3**0.5 if initialization == "torch" else 1)
     assert float(jnp.std(params["patches"]["kernel"])) == pytest.approx(spread, rel=0.1)
     assert (params["head"]["bias"] == 0).all() == (initialization == "flax")
