@@ -66,6 +66,10 @@ WRONG = [
     ({"method_strength": 0.1}, "--method_strength=0.1 needs --method: one of none, l2_init"),
     ({"method": "redo", "method_strength": -1.0}, "--method_strength must be at least 0"),
     ({"method": "redo", "model": "logistic"}, "--method=redo re-draws hidden units: it needs --model=mlp or resnet18"),
+    (
+        {"method": "parseval", "model": "logistic"},
+        "--method=parseval acts on hidden layers, and --model=logistic has none",
+    ),
     ({"experiment": "pretraining", "restart": "dash"}, "--restart=dash sweeps data through the old network"),
     ({"penalty_strength": 0.1}, "--penalty_strength=0.1 needs --penalty=confidence or adversarial"),
     ({"max_epochs": 0}, "--max_epochs must be positive"),
