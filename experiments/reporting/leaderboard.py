@@ -250,15 +250,13 @@ def _choices(found, name, streams):
 
 
 def tuned_to(trial: Trial) -> str:
-    """Return the setting of a trial in a few letters: its strength, its amounts, its decay, or else its rate."""
-    settings, cell = trial.settings, trial.cell
-    if settings.method_strength is not None and settings.optimizer == "adam":
-        return f"{own_methods.find(settings.method).symbol or 'strength'} {settings.method_strength:g}"
-    if amounts := cell.amounts().strip():
-        return amounts
-    if settings.weight_decay and settings.method == "none":
-        return f"decay {settings.weight_decay:g}"
-    return f"η {settings.learning_rate:g}"
+    """Return the setting of a trial in a few letters: its strength, its amounts or its decay, and its rate."""
+    settings, words = trial.settings, []
+    if settings.method_strength is not None:
+        words += [f"{own_methods.find(settings.method).symbol or 'strength'} {settings.method_strength:g}"]
+    words += trial.cell.amounts().split()
+    words += [f"decay {settings.weight_decay:g}"] if settings.weight_decay and settings.method == "none" else []
+    return " ".join([*words, f"η {settings.learning_rate:g}"])
 
 
 def comparisons(found: Board) -> list[tuple[Comparison, str, str]]:

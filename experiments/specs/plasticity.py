@@ -2,7 +2,7 @@
 
 Streams: `permuted_inputs` (2,000 samples seen once a task, 50 tasks) and `random_labels` (320 samples memorised in 40
 epochs a task, 24 tasks), where a network that is trained on learns worse and worse, and `growing`, the paper's own (16
-rounds of 30 epochs), where it generalises worse. Every contender has the same number of settings to choose from, three,
+rounds of 30 epochs), where it generalises worse. Every contender has the same number of settings to choose from, six,
 and chooses on a half of the samples with seeds of its own; what counts is five other seeds on the other half, which the
 choice never sees. Networks, optimisers and moments go on from task to task: nothing is reset but what a contender
 resets; shrink-perturb, FIRE and random init begin each task with a new optimiser, as their authors have it.
@@ -18,40 +18,43 @@ from experiments.config.fields import UsageError, check_choice
 from experiments.specs import schedules
 from experiments.specs.base import Experiment
 
-RATES = (3e-4, 1e-3, 3e-3)
+SIX_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {"learning_rate": (3e-4, 1e-3, 3e-3)}
+NEW = {"optimizer_state": ("reset",), "statistics": ("reset",)}  # at each restart
 
 
-def _method(name: str, *strengths: float, **others) -> dict[str, tuple]:
-    return {"method": (name,), "method_strength": strengths, **others}
+def _method(name: str, *strengths: float) -> dict[str, tuple]:
+    return {"method": (name,), "method_strength": strengths, **RATES}
 
 
-def _restart(name: str, **others) -> dict[str, tuple]:
-    return {"restart": ((name,),), "optimizer_state": ("reset",), "statistics": ("reset",), **others}
-
-
-# What is varied of each contender is what it is tuned over: three settings each.
+# What is varied of each contender is what it is tuned over: six settings each.
 CONTENDERS: Mapping[str, Mapping[str, tuple]] = {
-    "none": {"learning_rate": RATES},
-    "new_optimizer": {"optimizer_state": ("reset",), "learning_rate": RATES},
-    "l2": {"weight_decay": (1e-4, 1e-3, 1e-2)},
-    "layer_norm": {"norm": ("layer",), "learning_rate": RATES},
-    "leaky_relu": {"activation": ("leaky_relu",), "learning_rate": RATES},
-    "crelu": {"activation": ("crelu",), "learning_rate": RATES},
-    "l2_init": _method("l2_init", 5e-5, 5e-4, 5e-3),
-    "hare_tortoise": _method("hare_tortoise", 0.99, 0.999, 0.9999),
-    "redo": _method("redo", 0.0, 0.025, 0.1),
-    "continual_backprop": _method("continual_backprop", 1e-5, 1e-4, 1e-3),
-    "self_normalized_resets": _method("self_normalized_resets", 0.84, 0.92, 0.96),
-    "upgd": _method("upgd", 0.001, optimizer=("sgd",), weight_decay=(0.001,), learning_rate=(0.01, 0.03, 0.1)),
-    "spectral": _method("spectral", 1e-4, 1e-3, 1e-2),
-    "parseval": _method("parseval", 1e-4, 1e-3, 1e-2),
-    "soft_rescaling": _method("soft_rescaling", 1e-4, 1e-3, 1e-2),
-    "weight_clipping": _method("weight_clipping", 1.0, 2.0, 3.0),
-    "random_init": _restart("random_init", learning_rate=RATES),
-    "shrink_perturb": _restart("shrink_perturb", pairs=(("0.8:0.01",), ("0.6:0.01",), ("0.4:0.1",))),
-    "dash": _restart("dash", shrink=(("0.1",), ("0.3",), ("0.5",)), optimizer_state=("keep",), statistics=("keep",)),
-    "fire": _restart("fire", learning_rate=RATES),
-}
+    "none": {"learning_rate": SIX_RATES},
+    "new_optimizer": {"learning_rate": SIX_RATES, "optimizer_state": ("reset",)},
+    "l2": {"weight_decay": (1e-4, 1e-3), **RATES},
+    "layer_norm": {"norm": ("layer",), "learning_rate": SIX_RATES},
+    "leaky_relu": {"activation": ("leaky_relu",), "learning_rate": SIX_RATES},
+    "crelu": {"activation": ("crelu",), "learning_rate": SIX_RATES},
+    "l2_init": _method("l2_init", 5e-5, 5e-4),
+    "hare_tortoise": _method("hare_tortoise", 0.99, 0.999),
+    "redo": _method("redo", 0.025, 0.1),
+    "continual_backprop": _method("continual_backprop", 1e-4, 1e-3),
+    "self_normalized_resets": _method("self_normalized_resets", 0.92, 0.96),
+    "upgd": {
+        "method": ("upgd",), "method_strength": (0.001, 0.01), "optimizer": ("sgd",), "weight_decay": (0.001,),
+        "learning_rate": (0.01, 0.03, 0.1),
+    },
+    "spectral": _method("spectral", 1e-4, 1e-3),
+    "parseval": _method("parseval", 1e-4, 1e-3),
+    "soft_rescaling": _method("soft_rescaling", 1e-4, 1e-3),
+    "weight_clipping": _method("weight_clipping", 1.0, 3.0),
+    "random_init": {"restart": (("random_init",),), **NEW, "learning_rate": SIX_RATES},
+    "shrink_perturb": {
+        "restart": (("shrink_perturb",),), **NEW, "pairs": (("0.6:0.01",), ("0.4:0.1",)), **RATES,
+    },
+    "dash": {"restart": (("dash",),), "shrink": (("0.1",), ("0.3",)), **RATES},
+    "fire": {"restart": (("fire",),), **NEW, "learning_rate": SIX_RATES},
+}  # fmt: skip
 STREAMS: Mapping[str, Mapping[str, tuple]] = {
     "permuted_inputs": {"samples_per_round": (2_000,), "epochs": (1,), "rounds": (50,)},
     "random_labels": {"samples_per_round": (320,), "epochs": (40,), "rounds": (24,)},
@@ -77,7 +80,7 @@ def products(streams: Mapping[str, Mapping[str, tuple]], explicit: Mapping[str, 
     """Return the grid, a product for each stream and contender, and the names of the flags that it has used up.
 
     `explicit` are the flags that were given: `contenders` may name any of `CONTENDERS`, or a method from outside, which
-    is then tuned over a tenth of its own strength, that and ten times it; `task_stream` any of the streams.
+    is then tuned over its own strength and ten times it; `task_stream` any of the streams.
 
     Raises:
       UsageError: an unknown name; `--method`, which is not how contenders are chosen.
@@ -102,7 +105,7 @@ def _candidates(name):
     if ":" not in name:
         check_choice("contender", name, (*CONTENDERS, *own_methods.names()))
     strength = own_methods.find(name).default_strength
-    return _method(name, *dict.fromkeys((0.1 * strength, strength, 10 * strength)))
+    return _method(name, *dict.fromkeys((strength, 10 * strength)))
 
 
 EXPERIMENT = Experiment(

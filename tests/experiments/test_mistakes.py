@@ -70,6 +70,10 @@ WRONG = [
         "--method=redo re-draws hidden units: it needs --model=mlp, resnet18 or vit",
     ),
     ({"method": "redo", "activation": "crelu"}, "with --activation=crelu each is read twice: choose another"),
+    (
+        {"method": "parseval", "model": "logistic"},
+        "--method=parseval acts on hidden layers, and --model=logistic has none",
+    ),
     ({"experiment": "pretraining", "restart": "dash"}, "--restart=dash sweeps data through the old network"),
     ({"penalty_strength": 0.1}, "--penalty_strength=0.1 needs --penalty=confidence or adversarial"),
     ({"max_epochs": 0}, "--max_epochs must be positive"),

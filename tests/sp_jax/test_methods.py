@@ -382,9 +382,10 @@ NEW = ("self_normalized_resets", "upgd", "spectral", "parseval", "soft_rescaling
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEW)
 def test_lanes_together_are_those_of_one_at_a_time(name):
-    """Two strengths and seeds, in one program; what is remembered keeps its shapes and dtypes."""
+    """Two strengths and seeds, in one program; what is remembered keeps its shapes and dtypes. With SGD: the gradient
+    of a bias before BatchNorm is rounding alone, which Adam makes large."""
     method = methods.METHODS[name]
-    trainer = Trainer(NORMED, training.adam, 32, method=method)
+    trainer = Trainer(NORMED, training.sgd, 32, method=method)
     lanes = [lane_of(method, factor * method.default_strength, 2, seed) for seed, factor in enumerate((1.0, 0.5))]
 
     def program(lane):
