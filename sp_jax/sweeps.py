@@ -115,7 +115,7 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Callbacks
       watch: functions called meanwhile.
 
     Yields:
-      Each group as it finishes a round. The round's checkpoint is written after all its groups have been consumed, so
+      Each group as it finishes a round. A checkpoint is written after all its groups have been consumed, so
       the consumer's records are never older than the checkpoint.
 
     Raises:
@@ -139,7 +139,7 @@ def run(groups: Sequence[Group], *, store: Store | None = None, watch: Callbacks
             states[group.name], results, measures = finished[owner]
             yield Finished(group, results, owner, measures, states[group.name])
         if training_now:
-            standing.end_round(round_, states)
+            standing.end_round(round_, states, last=round_ == max(len(group.phases) for group in groups))
 
 
 class PartialRound(NamedTuple):
@@ -158,6 +158,7 @@ class _Standing:
         self._phases, self._reads = {group.name: group.phases for group in groups}, {}
         self.done, self.states = finished_rounds(groups, store), {}  # by group
         self._midway, self._summary = {}, None  # of the current round, by group; of the newest chunk
+        self._unsaved = False  # whether the states are newer than the store's
         whole, part = store.resume() if store else (None, None)
         if whole:
             phases = {g.name: g.phases[self.done[g.name] - 1] for g in groups if self.done.get(g.name)}
@@ -184,6 +185,8 @@ class _Standing:
         self._summary = summary
         asked, due = _any_host(self._watch.stop is not None and self._watch.stop(), self._store and self._store.due())
         if self._store and (asked or due):
+            if self._unsaved:
+                self._save_round()
             progress, seconds = whole()
             parts = self._midway | {name: PartialRound(each, seconds) for name, each in split(progress).items()}
             note = {"round": round_, "seconds": {name: each.seconds for name, each in parts.items()}}
@@ -197,14 +200,19 @@ class _Standing:
         for name, summary in split(self._summary).items():
             self._midway[name] = PartialRound(summary.replace(state=states[name]), seconds)
 
-    def end_round(self, round_, states):
-        """Record that all groups have finished a round, and save."""
+    def end_round(self, round_, states, *, last):
+        """Record that all groups have finished a round, and save, unless that takes long and a later round will do."""
         self.states |= states
         self.done |= dict.fromkeys(states, round_)
-        self._midway = {}
-        if self._store:
-            kept = {name: self._needed(name, state) for name, state in self.states.items()}
-            self._store.save(kept, {"done": self.done, "watch": self._watch.note()})
+        self._midway, self._unsaved = {}, True
+        (due,) = _any_host(self._store and (last or self._store.due_after_round()))
+        if due:
+            self._save_round()
+
+    def _save_round(self):
+        kept = {name: self._needed(name, state) for name, state in self.states.items()}
+        self._store.save(kept, {"done": self.done, "watch": self._watch.note()})
+        self._unsaved = False
 
     def _needed(self, name, state):
         """Return what a group's next restart reads of its state; the rest is zeros, which cost no room on the disk."""

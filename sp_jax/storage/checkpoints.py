@@ -27,6 +27,8 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")  # those that determine 
 MANIFEST = "manifest"  # a checksum and a line of JSON
 SECONDS = 180.0  # between two checkpoints in the middle of a round
 LEAST_WORK = 50  # the least interval, in durations of the last checkpoint: saving takes 2 % of the time at most
+QUICK = 0.5  # seconds: a checkpoint that takes no longer follows each round
+ROUND_WORK = 10  # the least interval of the others, in durations of the last one, where rounds are short
 LARGE = 2**20  # bytes: a leaf that is saved as an array of its own
 KEPT = 2  # of each kind: one more in case the newest is damaged
 
@@ -70,6 +72,11 @@ class Store:
     def due(self) -> bool:
         """Return whether it is time for a checkpoint in the middle of a round."""
         return self._write and time.monotonic() - self._saved > max(self._every, LEAST_WORK * self._took)
+
+    def due_after_round(self) -> bool:
+        """Return whether it is time for a checkpoint after a round: after each, but where saving takes long and rounds
+        do not."""
+        return self._took < QUICK or time.monotonic() - self._saved > ROUND_WORK * self._took
 
     def save(self, trees: Mapping[str, chex.ArrayTree], note: Mapping[str, Any], *, midway: bool = False) -> None:
         """Save pytrees of NumPy arrays by name, and a note of plain JSON, atomically, then delete checkpoints that are
