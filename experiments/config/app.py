@@ -56,6 +56,13 @@ def _printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def use_all_cores() -> None:
+    """Make each CPU core a device, unless JAX has been told how many there are."""
+    cores_are_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices <= 0 and not cores_are_set:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
 def use_compile_cache() -> None:
     """Keep compiled programs in `$XDG_CACHE_HOME/sp_jax/programs` (`~/.cache/…`), unless JAX has been told where: the
     second run of a setting starts at once. `JAX_ENABLE_COMPILATION_CACHE=false` turns it off."""
@@ -67,9 +74,7 @@ def use_compile_cache() -> None:
 
 def start(main: Callable[[Sequence[str]], None]) -> None:
     """Start a binary with each CPU core as a device, so that lanes run side by side."""
-    cores_are_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices <= 0 and not cores_are_set:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    use_all_cores()
     use_compile_cache()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # λ on a terminal that cannot show it
