@@ -13,6 +13,7 @@ from experiments.config.settings import Settings
 from experiments.config.sweep import Trial, several
 from experiments.running import builder
 from experiments.specs.base import RoundSpec
+from sp_jax import diagnostics
 from sp_jax.types import Dataset
 
 logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
@@ -48,6 +49,7 @@ def plans(
                 )
     for settings in sized.values():
         _check_memory(settings, dataset(settings.dataset))
+        _check_measures(settings, dataset(settings.dataset))
     for plan in found:
         _tell_of_small_batches({phase for phases in plan.values() for phase in phases})
         _tell_of_thresholds({phase.settings for phases in plan.values() for phase in phases}, dataset)
@@ -116,6 +118,13 @@ def _check_memory(settings: Settings, data: Dataset):
             raise UsageError(
                 f"{flag} needs {needed / 2**30:,.1f} GiB at least, and there are {there / 2**30:,.1f}; choose less"
             )
+
+
+def _check_measures(settings: Settings, data: Dataset):
+    try:
+        diagnostics.plasticity(choices.trainer(settings, data), settings.measures)
+    except ValueError as error:
+        raise UsageError(f"--measures={','.join(settings.measures)}, --model={settings.model}: {error}") from None
 
 
 def _check_devices(per_lane, batch_size):

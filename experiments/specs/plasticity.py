@@ -91,12 +91,16 @@ def products(streams: Mapping[str, Mapping[str, tuple]], explicit: Mapping[str, 
     asked = explicit.get("task_stream", tuple(streams))
     for name in asked:
         check_choice("--task_stream of this experiment", name, tuple(streams))
-    grid = tuple(
-        {"task_stream": (stream,), **streams[stream], **PARTS, **_candidates(name)}
-        for stream in asked
-        for name in names
-    )
+    alike = len({_compiled(each) for each in streams.values()}) == 1
+    parts = {**PARTS, "with_streams": (tuple(streams) if alike else (),)}
+    made = ((stream, name) for stream in asked for name in names)
+    grid = tuple({"task_stream": (s,), **streams[s], **parts, **_candidates(name)} for s, name in made)
     return grid, ("task_stream",)
+
+
+def _compiled(stream):
+    """Return what a stream's programs are compiled for, beside the contender."""
+    return tuple(stream.get(name) for name in ("dataset", "model", "width", "batch_size"))
 
 
 def _candidates(name):

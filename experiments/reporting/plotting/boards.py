@@ -14,8 +14,7 @@ MOST = 6  # lines of a panel
 
 
 def leaderboard(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, board: boards.Board):
-    """Scores of the contenders on each stream: each final seed, and the 95 % interval of their mean; hollow ones can be
-    told from the best."""
+    """Scores on each stream: the final seeds, and the 95 % interval of their mean; hollow: not as good as the best."""
     del curves
     ranked, streams = boards.ranks(board), _streams(board)
     names = sorted(dict.fromkeys(name for _, name in board), key=lambda name: ranked.get(name, (np.inf,))[0])
@@ -41,8 +40,7 @@ def leaderboard(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path
 
 
 def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, board: boards.Board):
-    """Accuracy in each task: the plain network, the best contenders of the stream and the last, mean and sample
-    deviation over the final seeds."""
+    """Accuracy in each task: the plain network, the best contenders and the last; mean and sample deviation."""
     del curves
     streams = _streams(board)
     if not streams:
