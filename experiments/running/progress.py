@@ -1,5 +1,6 @@
 """Progress of a run: one line that is updated on a terminal, plain log lines elsewhere."""
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ class Reporter:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._visible, self._labels = visible, labels
+        # The samples of all later rounds of each group, by how many it has finished.
+        self._later = {n: [*itertools.accumulate(counts[::-1], initial=0)][::-1] for n, counts in visible.items()}
         self._round = dict(done)
         self._epochs = {}  # of the newest round, mean over the lanes
         self._work = 0.0  # samples visited in this process, mean over the lanes
@@ -95,11 +98,7 @@ class Reporter:
         if not self._work or max(self._round.values()) < 2 < longest:
             return ""
         usual = float(np.mean(list(self._epochs.values())))
-        work = sum(
-            self._epochs.get(name, usual) * num_visible
-            for name, finished in self._round.items()
-            for num_visible in self._visible[name][finished:]
-        )
+        work = sum(self._epochs.get(n, usual) * self._later[n][finished] for n, finished in self._round.items())
         if not work:
             return ""
         seconds = max(0.0, work - self._partial) * self._seconds / self._work

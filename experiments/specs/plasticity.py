@@ -1,8 +1,8 @@
 """The leaderboard of plasticity (not in the paper): methods against its loss, on three streams of tasks, tuned alike.
 
-Streams: `permuted_inputs` (2,000 samples seen once a task, 40 tasks) and `random_labels` (320 samples memorised in 30
-epochs a task, 16 tasks), where a network that is trained on learns worse and worse, and `growing`, the paper's own (16
-rounds of 8 epochs), where it generalises worse. Every contender has the same number of settings to choose from, four,
+Streams: `permuted_inputs` (2,000 samples seen once a task, 32 tasks) and `random_labels` (320 samples memorised in 30
+epochs a task, 12 tasks), where a network that is trained on learns worse and worse, and `growing`, the paper's own (16
+rounds of 6 epochs), where it generalises worse. Every contender has the same number of settings to choose from, four,
 and chooses on a half of the samples with seeds of its own; what counts is five other seeds on the other half, which the
 choice never sees. Networks, optimisers and moments go on from task to task: nothing is reset but what a contender
 resets; shrink-perturb, FIRE and random init begin each task with a new optimiser, as their authors have it.
@@ -56,9 +56,9 @@ CONTENDERS: Mapping[str, Mapping[str, tuple]] = {
     "fire": {"restart": (("fire",),), **NEW, "learning_rate": FOUR_RATES},
 }  # fmt: skip
 STREAMS: Mapping[str, Mapping[str, tuple]] = {
-    "permuted_inputs": {"samples_per_round": (2_000,), "epochs": (1,), "rounds": (40,)},
-    "random_labels": {"samples_per_round": (320,), "epochs": (30,), "rounds": (16,)},
-    "growing": {"epochs": (8,)},
+    "permuted_inputs": {"samples_per_round": (2_000,), "epochs": (1,), "rounds": (32,)},
+    "random_labels": {"samples_per_round": (320,), "epochs": (30,), "rounds": (12,)},
+    "growing": {"epochs": (6,)},
 }
 CIFAR = {"dataset": ("cifar10",)}
 RESNET = {**CIFAR, "model": ("resnet18",), "width": (64,), "batch_size": (256,)}
