@@ -29,6 +29,7 @@ TINY = {  # what is made smaller here, so that a page takes seconds
     "compare_a_method.md": {"max_epochs=200": "max_epochs=2", "(250, 500, 750, 1000)": "(100, 200)"},
     "reproduce_the_paper.md": {},
     "in_your_own_code.md": {},
+    "losing_plasticity.md": {"optax.adam(1e-3), 30, 24": "optax.adam(1e-3), 1, 4"},
     "nightly.md": {"np.array_split(order, 10)": "np.array_split(order, 10)[:2]"},
 }
 

@@ -1,6 +1,7 @@
 """The leaderboard: tuning never sees what counts, ties are ties, and a stranger's method joins by its path."""
 
 import os
+import pathlib
 import re
 
 import numpy as np
@@ -211,3 +212,16 @@ def test_a_whole_leaderboard_is_run_stopped_and_gone_on_with(own, tmp_path, monk
     call(resume=True, workdir=str(folder))
     assert (folder / "results.csv").read_bytes() == before
     assert (folder / "report.md").read_text() == text
+
+
+def test_the_kept_board_stands_on_its_page():
+    """Tables of the page are those of the kept rows; at least four published comparisons are decided."""
+    folder = pathlib.Path(__file__).parents[2] / "experiments"
+    board = loaded_run.load(folder / "results" / "plasticity_quick").board
+    page = (folder / "docs" / "leaderboard.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n?)+", leaderboard.section(board), re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        assert table.strip() in page
+    decided = [verdict for _, verdict, _ in leaderboard.comparisons(board) if verdict != "undecided"]
+    assert len(decided) >= 4
