@@ -3,10 +3,10 @@
 python -m experiments.reporting.signs runs/signs
 
 A task is lost where its online accuracy is less than `LEAST` of what the same lane had in its first task. A sign is a
-measure (`--measures=`) after the task before, divided by its value after the first task. How well it foretells is the
-area under the ROC curve, 0.5 for nothing. The threshold is that of the best balanced accuracy over all tasks; the
-balanced accuracy beside it is honest: on each setting (stream, activation, learning rate, …) with a threshold chosen on
-the others.
+measure (`--measures=`) after the task before, divided by its value after the first task (the share of dormant units as
+it is). How well it foretells is the area under the ROC curve, 0.5 for nothing. The threshold is that of the best
+balanced accuracy over all tasks; the balanced accuracy beside it is honest: on each setting (stream, activation,
+learning rate, …) by a threshold and a direction chosen on the others.
 """
 
 import math
@@ -24,6 +24,7 @@ from experiments.records.results import MEASURES, Row
 from experiments.reporting.summary import markdown, varied
 
 LEAST = 0.9
+SHARES = ("dormant",)  # taken as they are: a share of the units, which may be 0 after the first task
 
 
 class Sign(NamedTuple):
@@ -32,7 +33,7 @@ class Sign(NamedTuple):
     name: str
     area: float  # under the ROC curve: of a lost task's sign above that of another's
     rises: bool  # whether it is above, rather than below, its threshold where plasticity is lost
-    threshold: float  # times its value after the first task
+    threshold: float  # times its value after the first task, or a share
     balanced: float  # accuracy on settings that the threshold was not chosen on
 
 
@@ -47,14 +48,9 @@ def examples(rows: Sequence[Row]) -> dict[tuple, list[tuple[dict[str, float], bo
         first = its[1]
         for round_ in range(3, max(its) + 1):
             before, now = its[round_ - 1], its[round_]
-            signs = {name: _ratio(before[name], first[name]) for name in measures}
+            signs = {name: before[name] / (1 if name in SHARES else first[name]) for name in measures}
             found[setting].append((signs, now["online_accuracy"] < LEAST * first["online_accuracy"]))
     return dict(found)
-
-
-def _ratio(value, first):
-    """Return a measure as a multiple of its first value; dormant units, which may be none at first, as they are."""
-    return value / first if first else value
 
 
 def signs(rows: Sequence[Row]) -> list[Sign]:
@@ -68,8 +64,10 @@ def signs(rows: Sequence[Row]) -> list[Sign]:
         left_out = []
         for setting, its in by_setting.items():
             others = [each for other, found in by_setting.items() if other != setting for each in found]
-            at, (own, was) = _threshold(*_arrays(others, name), area >= 0.5), _arrays(its, name)
-            left_out += zip(_alarms(own, at, area >= 0.5), was, strict=True)
+            values_there, lost_there = _arrays(others, name)
+            rises = _area(values_there, lost_there) >= 0.5
+            at, (own, was) = _threshold(values_there, lost_there, rises), _arrays(its, name)
+            left_out += zip(_alarms(own, at, rises), was, strict=True)
         balanced = _balanced(*map(np.array, zip(*left_out, strict=True)))
         made.append(Sign(name, max(area, 1 - area), area >= 0.5, _threshold(values, lost, area >= 0.5), balanced))
     return sorted(made, key=lambda sign: -sign.balanced)
@@ -107,7 +105,8 @@ def table(found: Sequence[Sign]) -> str:
     """Format the signs as Markdown."""
     lines = [("measure", "area under the ROC curve", "restart where it is", "balanced accuracy on settings left out")]
     for sign in found:
-        when = f"{'above' if sign.rises else 'below'} {sign.threshold:.3g} times its first value"
+        when = f"{'above' if sign.rises else 'below'} {sign.threshold:.3g}"
+        when += "" if sign.name in SHARES else " times its first value"
         lines.append((sign.name.replace("_", " "), f"{sign.area:.2f}", when, f"{100 * sign.balanced:.0f} %"))
     return markdown(lines)
 
