@@ -93,7 +93,7 @@ def parse_sizes(what: str, text: str) -> tuple[int, ...]:
 def check_field(field: dataclasses.Field, value: Any) -> None:
     """Raise a `UsageError` where a value is not as the field's declaration says."""
     flag, facts = f"--{field.name}", field.metadata
-    if facts.get("choices"):
+    if facts.get("choices") and value is not None:
         for each in value if isinstance(value, tuple) else (value,):
             check_choice(flag, each, facts["choices"])
     if facts.get("positive") and value is not None:

@@ -125,7 +125,7 @@ class Settings(choices.NetworkSettings):
         help="Train exactly so many epochs a round instead of to convergence.")
     steps: int | None = setting(None, ROUND_END, unit="steps", unset="to convergence", positive=True,
         help="Take exactly so many steps a round instead; the last epoch may be a part.")
-    measures: tuple[str, ...] = setting((), RUN, ON_HOST, one=True, choices=MEASURES,
+    measures: tuple[str, ...] | None = setting(None, RUN, ON_HOST, one=True, choices=MEASURES, unset="none",
         help="More columns of results.csv, of the network after each round: any of {choices}, with commas.")
     curves: bool = setting(False, RUN, ON_HOST, one=True,
         help="Write the accuracies and losses of each epoch into curves.csv; slower.")
@@ -145,7 +145,7 @@ class Settings(choices.NetworkSettings):
     def _check_ranges(self):
         if not 0 < self.train_accuracy <= 1:
             raise UsageError(f"--train_accuracy is a fraction: it must lie in (0, 1], got {self.train_accuracy}")
-        if self.seeds > TUNING:
+        if self.seeds > TUNING and self.samples != "all":
             raise UsageError(f"--seeds={self.seeds} are too many; expected at most {TUNING:,}")
         for field in ("fraction", "first_fraction"):
             if not 0 < getattr(self, field) <= 1:

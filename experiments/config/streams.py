@@ -115,8 +115,8 @@ class DataSettings:
         help="pretraining: of the target's samples, in (0, 1].")
     task_stream: str = setting("growing", fields.DATA, fields.ON_HOST, choices=STREAMS,
         help="What a round has, and what its samples look like: one of {choices}.")
-    with_streams: tuple[str, ...] = setting((), fields.DATA, choices=STREAMS, one=True,
-        help="Streams that share their programs, --task_stream among them; by default each has its own.")
+    with_streams: tuple[str, ...] | None = setting(None, fields.DATA, choices=STREAMS, one=True, unset="none",
+        help="Streams that share their programs, --task_stream among them.")
     window_size: int | None = setting(None, fields.DATA, unit="samples", positive=True,
         unset="as many as arrive in a round", help="sliding_window: of the newest samples.")
     classes_per_round: int = setting(5, fields.DATA, unit="classes", positive=True,

@@ -64,7 +64,7 @@ class Trained(NamedTuple):
                 f"{dataset.name} has {len(dataset.labels):,} samples, the run in which {self.path} was trained had "
                 f"{self.num_samples:,}: its validation third is not known"
             )
-        alone = dataclasses.replace(self.settings, with_streams=())
+        alone = dataclasses.replace(self.settings, with_streams=None)
         stream, (seed, round_) = streams.stream(alone, dataset), (self.row["seed"], self.row["round"])
         _, (validation,) = streams.indices(self.settings, stream, dataset.labels, [seed])
         count = stream.held_out_count and np.minimum(stream.held_out_count(round_), len(validation))

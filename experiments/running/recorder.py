@@ -23,7 +23,7 @@ class Recorder:
         self._learning = job.grid.base.curves
         self._found = defaultdict(list)  # (group, round) -> (seed, epoch, name, value)
         self._norms, self._signs = {}, {}  # engine -> the measure of gradient norms, of lost plasticity
-        self._asked = tuple(job.grid.base.measures)
+        self._asked = tuple(job.grid.base.measures or ())
         self._looks = self._learning or job.experiment.gradient_norms
         self._keep_networks = networks.which(job.grid.base.keep_networks, plan.groups)
         self._files = {}  # of the host that writes, by name

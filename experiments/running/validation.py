@@ -121,10 +121,11 @@ def _check_memory(settings: Settings, data: Dataset):
 
 
 def _check_measures(settings: Settings, data: Dataset):
+    measures = settings.measures or ()
     try:
-        diagnostics.plasticity(choices.trainer(settings, data), settings.measures)
+        diagnostics.plasticity(choices.trainer(settings, data), measures)
     except ValueError as error:
-        raise UsageError(f"--measures={','.join(settings.measures)}, --model={settings.model}: {error}") from None
+        raise UsageError(f"--measures={','.join(measures)}, --model={settings.model}: {error}") from None
 
 
 def _check_devices(per_lane, batch_size):

@@ -3,8 +3,9 @@
 A network that is trained on from round to round, by itself, with shrink-perturb or with continual backprop, beside one
 that is drawn anew in each. Accuracy is that on the classes seen so far; outputs of classes to come are not masked.
 
-Quick: `mixture`, two of its ten classes a round, MLP 100-100 ReLU, Adam, 30 epochs a round, five seeds. `paper`:
-CIFAR-100, five classes a round, 200 epochs, ResNet-18, SGD 0.1 in batches of 90, weight decay 5e-4, flips and crops.
+Quick: `mixture`, two of its ten classes a round, MLP 100-100 ReLU, Adam, 30 epochs a round, five seeds. Expect: warm
+start 66.0 %, random init 71.0 %, shrink-perturb 65.0 %, continual backprop 65.7 %. `paper`: CIFAR-100, five classes a
+round, 200 epochs, ResNet-18, SGD 0.1 in batches of 90, weight decay 5e-4, flips and crops.
 """
 
 from experiments.specs import presets, schedules
@@ -28,5 +29,5 @@ EXPERIMENT = Experiment(
             "batch_size": 90, "weight_decay": 5e-4, "augment": "flip_crop",
         },
     },
-    figures=(("rounds", {"x": "round"}), ("final", {})),
+    figures=(("rounds", {"x": "round"}),),
 )  # fmt: skip

@@ -64,7 +64,7 @@ def test_a_line_all_of_whose_seeds_are_lost_says_so(tmp_path):
     rows = [row | {"stop_reason": "nan", "validation_accuracy": np.nan} for row in made_up("warm_start", TRUE)]
     assert ["warm_start", "1", "0", "-", "lost: NaN in all lanes", "-", "-", "0 of 5"] in cells(summary.table(rows))
     for name in plotting.__all__:
-        if name not in ("beside_the_paper", "against", "scatter", "heat_maps"):
+        if name not in ("beside_the_paper", "against", "scatter", "heat_maps", "leaderboard", "tasks"):
             assert getattr(plotting, name)(rows, [], tmp_path) == []
     both = rows + made_up("random_init", TRUE)
     assert ["random_init", "0", "1", "10.0 %", "70.0 ± 0.7 %", "0k (1.00x)", "0k (1.00x)", "5"] in cells(

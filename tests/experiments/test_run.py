@@ -18,7 +18,8 @@ from absl.testing import flagsaver
 from binaries import call, fails
 
 from experiments import report, run
-from experiments.config import choices, fields, settings, sweep
+from experiments.config import choices, fields, setting_flags, settings, sweep
+from experiments.config.streams import Amount
 from experiments.records import results, run_folder
 from experiments.reporting import plotting, summary
 from experiments.running import builder, progress
@@ -457,7 +458,7 @@ def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(run, "train", lambda planned, *_: jobs.append(planned.job))
     fake = Dataset(np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32), 10, "cifar10")
-    monkeypatch.setattr(run.data, "load", lambda *_, **__: fake)
+    monkeypatch.setattr(setting_flags.data, "load", lambda *_, **__: fake)
     monkeypatch.setattr(builder.Builder, "group", lambda *_: None)
     call(experiment="online,two_phase", preset="paper", workdir=str(tmp_path / "a"))
     call(experiment="online", preset="paper", model="mlp", seeds=1, workdir=str(tmp_path / "b"))
@@ -466,7 +467,7 @@ def test_paper_presets_are_the_papers_settings(tmp_path, monkeypatch):
         assert (s.dataset, s.model, s.width, s.init, s.optimizer) == ("cifar10", "resnet18", 16, "torch", "adam")
         assert (s.learning_rate, s.batch_size, s.seeds, s.train_accuracy) == (0.001, 128, 5, 0.99)
     phases = jobs[0].experiment.schedule(
-        jobs[0].grid.base, settings.RestartSetting("warm_start", "1", "0"), lambda _: 33_333
+        jobs[0].grid.base, settings.RestartSetting("warm_start", "1", "0"), lambda _: Amount(33_333, 10)
     )
     assert tuple(phase.num_visible for phase in phases) == (*range(1_000, 33_001, 1_000), 33_333)
     base = jobs[2].grid.base
