@@ -20,7 +20,8 @@ def leaderboard(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path
     names = sorted(dict.fromkeys(name for _, name in board), key=lambda name: ranked.get(name, (np.inf,))[0])
     if not names:
         return []
-    figure, axes = style.panels(_title(rows), len(streams), height=1.4 + 0.3 * len(names))
+    title = _title(rows, "tuned on others; mean rank in brackets")
+    figure, axes = style.panels(title, len(streams), height=1.4 + 0.3 * len(names))
     for ax, stream in zip(axes, streams, strict=True):
         best = boards.as_good_as_best(board, stream)
         for i, name in enumerate(names):
@@ -45,7 +46,7 @@ def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, b
     streams = _streams(board)
     if not streams:
         return []
-    figure, axes = style.panels(_title(rows), len(streams))
+    figure, axes = style.panels(_title(rows, "mean ± sample deviation"), len(streams))
     handles = {}
     for ax, stream in zip(axes, streams, strict=True):
         scores = {name: np.mean(list(e.scores.values())) for (s, name), e in board.items() if s == stream and e.scores}
@@ -83,6 +84,6 @@ def _axis(stream):
     return "online accuracy (%)" if stream in boards.ONLINE else "validation accuracy (%)"
 
 
-def _title(rows):
+def _title(rows, words):
     final = [row for row in rows if row["samples"] == "final"]
-    return style.title(final or rows).replace("mean ± sample deviation", "tuned on others; mean rank in brackets")
+    return style.title(final or rows).replace("mean ± sample deviation", words)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments.config.choices import BASELINES
 from experiments.records.results import Row
@@ -52,6 +53,9 @@ def _rounds(lines, rows, x):
     _finish(figure, (left, right), AXES[x])
     if x == "num_train":
         style.thousands(left.xaxis, right.xaxis)
+    else:
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
