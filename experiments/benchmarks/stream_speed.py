@@ -5,7 +5,8 @@ python -m experiments.benchmarks.stream_speed         on two cores two minutes
 
 The stream is the leaderboard's `random_labels` (320 samples of `mixture`, batches of 16, 30 epochs a task), the network
 its MLP 100-100 with Adam. One call compiles and warms up, then each is timed in turn, five times; the median counts.
-PyTorch is the tuned loop of `torch_loops`, one lane on all cores; its seconds are multiplied by the number of lanes.
+PyTorch is the tuned loop of `torch_loops`, one lane on one core, which is faster here than on two; its seconds are
+multiplied by the number of lanes. Two such processes side by side would halve them at best.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import time
 
 import jax
 import numpy as np
+import torch
 
 from experiments.benchmarks import torch_loops
 from experiments.config import app, streams
@@ -55,6 +57,7 @@ def timed(engine: Engine, chosen: Settings, lanes: int, count: int) -> float:
 def main() -> None:
     """Time and print the table."""
     app.use_all_cores()
+    torch.set_num_threads(1)
     chosen, mixture = settings(), data.mixture()
     (phase, *_) = schedules.online(chosen, chosen.cells()[0], lambda s: streams.amount(s, mixture))
     trainer = Builder({"mixture": mixture}, {}).engine(chosen).trainer
