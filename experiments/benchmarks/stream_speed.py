@@ -10,13 +10,12 @@ multiplied by the number of lanes. Two such processes side by side would halve t
 """
 
 import dataclasses
+import sys
 import time
 
 import jax
 import numpy as np
-import torch
 
-from experiments.benchmarks import torch_loops
 from experiments.config import app, streams
 from experiments.config.settings import Settings
 from experiments.config.sweep import resolve
@@ -56,6 +55,12 @@ def timed(engine: Engine, chosen: Settings, lanes: int, count: int) -> float:
 
 def main() -> None:
     """Time and print the table."""
+    try:
+        import torch
+
+        from experiments.benchmarks import torch_loops
+    except ImportError:
+        sys.exit("error: this compares with PyTorch, which is not installed: pip install '.[benchmark]'")
     app.use_all_cores()
     torch.set_num_threads(1)
     chosen, mixture = settings(), data.mixture()

@@ -5,6 +5,7 @@ A contender is what a trial trains with, save what it was tuned over. It chooses
 the final lanes have other seeds and other samples, and only the chosen setting has any.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -134,8 +135,8 @@ def chosen(
 
 def final_of(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     """Return the trial that is as this one, on the final part."""
-    wanted = trial.settings.to_json() | {"samples": "final"}
-    return next((t for t in trials if t.cell == trial.cell and t.settings.to_json() == wanted), None)
+    wanted = dataclasses.replace(trial.settings, samples="final")
+    return next((t for t in trials if t.cell == trial.cell and t.settings == wanted), None)
 
 
 def board(rows: Sequence[Row], trials: Sequence[Trial], varied: Sequence[str], rounds: Mapping[Trial, int]) -> Board:

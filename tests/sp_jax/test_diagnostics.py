@@ -104,6 +104,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_hessian():
     assert float(diagnostics.sharpness(loss, params, jax.random.key(0), steps=60)) == pytest.approx(-7, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_signs_of_lost_plasticity_in_the_engine_are_those_by_hand():
     """All measures of a lane after a round, each from its definition."""
     dataset = data.mixture()

@@ -172,6 +172,7 @@ def test_the_tortoise_is_evaluated():
     assert result.validation_loss != pytest.approx(float(hare.loss), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_tortoise_follows_every_step():
     """Of one epoch of four steps: the average of the hare's four positions, by a loop over `train_step`."""
     found, lane = train(methods.hare_tortoise, strength=0.5), lane_of(methods.hare_tortoise)
@@ -298,6 +299,7 @@ def test_what_a_method_remembers_survives_a_warm_start_and_not_random_init(resta
     assert rounds(methods.continual_backprop, restart)[0].memory["step"] == steps
 
 
+@pytest.mark.slow
 def test_methods_on_the_channels_of_a_resnet(monkeypatch):
     monkeypatch.setattr(methods, "REDO_STEPS", 1)
     model = models.from_module(models.ResNet(10, width=4, stage_sizes=(1, 1)), FULL.inputs)
@@ -423,6 +425,7 @@ def steps_by_hand(method, strength, changed):
     close(after.params, new, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_penalties_are_added_to_the_gradient():
     def spectral(before, after, gradient):
         vectors = plasticity.power_iteration(before.params, before.memory["vectors"])
@@ -439,6 +442,7 @@ def test_penalties_are_added_to_the_gradient():
     steps_by_hand(methods.parseval, 1e-3, parseval)
 
 
+@pytest.mark.slow
 def test_upgd_protects_by_the_utility_of_the_losss_gradient():
     def upgd(before, after, gradient):
         utility = plasticity.weight_utility(before.memory["utility"], before.params, gradient)
@@ -455,6 +459,7 @@ def test_upgd_protects_by_the_utility_of_the_losss_gradient():
     assert (draws[0] != draws[1]).all()
 
 
+@pytest.mark.slow
 def test_silent_units_are_reset_and_thresholds_adapt_after_sixteen_rounds():
     method = methods.self_normalized_resets
     optimizer, state = unit_state(method)
@@ -490,6 +495,7 @@ def test_resets_count_rounds_in_the_engine():
     assert (state.memory["rounds"], state.memory["begun"], state.memory["step"]) == (1, True, 8)
 
 
+@pytest.mark.slow
 def test_weights_are_rescaled_and_clipped_after_each_step():
     state = train(methods.soft_rescaling, strength=1.0)
     first = MODEL.init(key_for(0, Purpose.INIT, 0))[0]

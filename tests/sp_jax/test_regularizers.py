@@ -65,6 +65,7 @@ def test_the_spectral_penalty_is_of_the_largest_singular_values():
     np.testing.assert_allclose(jax.jit(plasticity.spectral_penalty)(params, vectors), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_kernels_of_zero_have_no_nan():
     params = jax.tree.map(np.zeros_like, draw(3))
     vectors = plasticity.init_singular_vectors(jax.random.key(0), params)
@@ -131,6 +132,7 @@ def test_parseval_needs_a_head_or_a_filter():
         plasticity.parseval_penalty({"head": params["output"]})
 
 
+@pytest.mark.slow
 def test_other_leaves_and_small_dtypes():
     params = draw(11)
     small, other = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params), {"other": {"n": jnp.int32(7)}}

@@ -110,6 +110,7 @@ def test_thresholds_by_hand():
         plasticity.update_thresholds(state, percentile=92.0)
 
 
+@pytest.mark.slow
 def test_ages_beyond_the_histogram_are_not_recorded():
     ages = jnp.array([1, 100, 101, 20_000, 20_001, 0])
     state = plasticity.SilenceState({"a": ages}, {}, {"a": jnp.zeros((6, 200), jnp.int32)})
@@ -118,6 +119,7 @@ def test_ages_beyond_the_histogram_are_not_recorded():
     np.testing.assert_array_equal(np.argwhere(new.histogram["a"]), [[0, 0], [1, 0], [2, 1], [3, 199]])
 
 
+@pytest.mark.slow
 def test_padding_is_not_seen_and_a_silent_unit_keeps_the_function():
     params, fresh = draw(29, MLP_SHAPES), draw(30, MLP_SHAPES)
     params["hidden_0"]["bias"][2] = -100.0

@@ -109,6 +109,7 @@ def test_vit_tiny_has_the_standard_number_of_parameters():
     assert all(x.ndim == 2 for path, x in filters.by_path(params).items() if path.endswith("kernel"))
 
 
+@pytest.mark.slow
 def test_fire_as_its_authors_takes_queries_and_keys_alone():
     params = drawn(made(depth=1))
     rule = restarts.make_fire(where=sp_jax.layer("query", "key"))
@@ -117,6 +118,7 @@ def test_fire_as_its_authors_takes_queries_and_keys_alone():
     assert changed == {f"block_0/attention/{name}/kernel" for name in ("query", "key")}
 
 
+@pytest.mark.slow
 def test_positions_and_class_token_are_drawn_with_a_small_spread():
     params = vit.Tokens().init(jax.random.key(0), jnp.zeros((1, 16, 48)))["params"]
     assert {name: x.shape for name, x in params.items()} == {"class_token": (48,), "positions": (17, 48)}
