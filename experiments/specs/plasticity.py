@@ -93,6 +93,7 @@ def products(streams: Mapping[str, Mapping[str, tuple]], explicit: Mapping[str, 
         check_choice("--task_stream of this experiment", name, tuple(streams))
     alike = len({_compiled(each) for each in streams.values()}) == 1
     parts = {**PARTS, "with_streams": (tuple(streams) if alike else None,)}
+    parts |= {name: explicit[name] for name in ("rounds", "samples_per_round") if name in explicit}  # of all streams
     made = ((stream, name) for stream in asked for name in names)
     grid = tuple({"task_stream": (s,), **streams[s], **parts, **_candidates(name)} for s, name in made)
     return grid, ("task_stream",)

@@ -124,6 +124,7 @@ def test_intervals_are_students():
     assert np.isnan(leaderboard.interval([1.0]))
 
 
+@pytest.mark.slow
 def test_published_comparisons_are_reproduced_contradicted_or_undecided():
     verdicts = []
     for better in ("l2_init", "none"):

@@ -32,6 +32,7 @@ def outcome(form, params, x, dtype=None):
     return found, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "apart"), [(None, 1e-6), (jnp.bfloat16, 0.05)])
 def test_states_and_gradients_are_flaxs(dtype, apart):
     params = cells(4)

@@ -48,6 +48,7 @@ def assert_same(engines, lanes, arrivals, restart):
     return rows
 
 
+@pytest.mark.slow
 def test_streamed_rounds_are_the_resident_ones_bit_for_bit(monkeypatch):
     """Several rounds, partial last batches, two devices, lanes that stop for each of the reasons and make room."""
     monkeypatch.setattr("sp_jax.engine.engine.CHUNK_SECONDS", 1e-6)  # an epoch each

@@ -175,6 +175,7 @@ def test_a_diverging_lane_fails_alone():
     assert [found[0], found[2]] == [sound[0], sound[2]]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_what_an_undisturbed_one_gives(tmp_path):
     groups = [group("warm_start", 1, 0), group("shrink_perturb", 0.5, 0.1), group("random_init", 0, 1)]
     whole = train(groups)
@@ -254,6 +255,7 @@ def test_exactly_no_epochs_only_restarts():
     assert two[0].validation_loss != one[0].validation_loss
 
 
+@pytest.mark.slow
 def test_a_round_may_have_another_optimiser_batch_size_and_data_set():
     rng = np.random.default_rng(0)
     other = Dataset(rng.normal(size=(90, 8, 8, 1)).astype(np.float32), np.arange(90, dtype=np.int32) % 3, 3, "other")

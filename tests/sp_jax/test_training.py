@@ -147,6 +147,7 @@ def test_an_epoch_visits_each_sample_that_has_arrived_once(num_visible):
     assert first != second
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing():
     data = problem(np.float32)
     trainer = Trainer(models.from_module(ConvNet(), data.inputs), training.adam, 16)
