@@ -189,11 +189,8 @@ def model(settings: Any, data: Dataset) -> Model:
 
 def trainer(settings: Any, data: Dataset) -> training.Trainer:
     """Make the static side of training from some `Settings`."""
-    method, penalty, optimizer = (
-        own_methods.find(settings.method),
-        PENALTIES[settings.penalty],
-        OPTIMIZERS[settings.optimizer],
-    )
+    method, penalty = own_methods.find(settings.method), PENALTIES[settings.penalty]
+    optimizer = OPTIMIZERS[settings.optimizer]
     optimizer = (method.steps_per_entry and optimizer.per_entry) or optimizer.make
     if settings.trained == "head":
         optimizer = training.only(optimizer, filters.layer(LAST_LAYER))

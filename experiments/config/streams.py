@@ -1,7 +1,7 @@
 """The data of an experiment: which samples, and in what stream of tasks; one row for each stream.
 
-A row says what the stream is made by, how many samples each of its rounds has, and which settings it uses. A new stream
-is a function of `sp_jax.data.task_streams` and a row here.
+A row says what the stream is made by and how many samples each of its rounds has. A new stream is a function of
+`sp_jax.data.task_streams` and a row here.
 """
 
 import dataclasses
@@ -32,7 +32,6 @@ class StreamChoice(NamedTuple):
 
     make: Callable[["DataSettings", Dataset], task_streams.TaskStream]
     arrivals: Callable[[Any, Amount], tuple[int, ...]]  # the samples of each round
-    uses: tuple[str, ...] = ()  # the settings that are its own
     moves_inputs: bool = False  # it permutes or mixes features
     compiles: tuple[str, ...] = ()  # settings of the host that are compiled into it all the same
 
@@ -79,21 +78,21 @@ STREAMS = {
         lambda settings, data: task_streams.sliding_window(
             _window(settings, amount(settings, data)), _online(settings, amount(settings, data))[0]
         ),
-        _newest, ("window_size",), compiles=("samples_per_round",),
+        _newest, compiles=("samples_per_round",),
     ),
     "class_incremental": StreamChoice(
         lambda settings, data: task_streams.class_incremental(data, settings.classes_per_round),
-        _by_class, ("classes_per_round",),
+        _by_class,
     ),
     "permuted_inputs": StreamChoice(
         lambda settings, data: task_streams.permuted_inputs(), _the_same, moves_inputs=True
     ),
     "random_labels": StreamChoice(lambda settings, data: task_streams.random_labels(), _the_same),
     "label_noise": StreamChoice(
-        lambda settings, data: task_streams.label_noise(settings.noise_rounds), _in_chunks, ("noise_rounds",)
+        lambda settings, data: task_streams.label_noise(settings.noise_rounds), _in_chunks
     ),
     "drifting_inputs": StreamChoice(
-        lambda settings, data: task_streams.drifting_inputs(settings.task_period), _the_same, ("task_period",), True
+        lambda settings, data: task_streams.drifting_inputs(settings.task_period), _the_same, moves_inputs=True
     ),
 }  # fmt: skip
 PARTS = ("all", "tuning", "final")  # of the samples; the last two have none in common

@@ -14,12 +14,11 @@ from scipy import stats
 
 from experiments.config import own_methods
 from experiments.config.choices import RESTARTS
-from experiments.config.settings import FIELDS, RestartSetting, Settings
+from experiments.config.settings import RestartSetting, Settings
 from experiments.config.sweep import Trial
 from experiments.records.results import Row, is_lost, text
 from experiments.reporting import summary, verdicts
 
-SETTINGS = {*FIELDS} - {"restart", "shrink", "noise_scale", "train_accuracy"}  # columns that are others in a row
 ONLINE = ("permuted_inputs", "drifting_inputs", "random_labels")  # streams that are scored while they are learnt
 LEVEL = 0.05
 RESAMPLES = 2_000  # of the bootstrap over the seeds
@@ -57,10 +56,15 @@ class Entry(NamedTuple):
     """A contender on one stream."""
 
     chosen: Trial  # of its candidates, the best in tuning
-    candidates: int
-    scores: dict[int, float]  # by seed, per cent: of the final lanes that have all rounds and did not diverge
+    lanes: dict[int, list[Row]]  # by seed: the rows of the final lanes that have all rounds and did not diverge
+    scores: dict[int, float]  # by seed, per cent, of those
     lost: int  # final lanes that ended by NaN
-    seconds: float  # of a lane, wall time over the lanes that trained together
+
+    @property
+    def seconds(self) -> float:
+        """The wall time of a lane, the mean over the lanes; NaN without any. Lanes that trained together share it."""
+        each = [sum(row["seconds"] / row["lanes"] for row in its) for its in self.lanes.values()]
+        return float(np.mean(each)) if each else float("nan")
 
 
 Board = Mapping[tuple[str, str], Entry]  # by stream and contender
@@ -98,14 +102,6 @@ def by_trial(rows: Sequence[Row], trials: Sequence[Trial], varied: Sequence[str]
     return found
 
 
-def is_of(row: Row, trial: Trial) -> bool:
-    """Return whether a row is of a trial, by all columns that are settings."""
-    cell = (row["restart"], row["shrink"], row["noise_scale"])
-    return cell == tuple(trial.cell) and all(
-        text(row[name]) == text(getattr(trial.settings, name)) for name in row if name in SETTINGS
-    )
-
-
 def chosen(
     rows: Sequence[Row], trials: Sequence[Trial], varied: Sequence[str], rounds: Mapping[Trial, int]
 ) -> dict[tuple[str, str], Trial]:
@@ -133,28 +129,22 @@ def chosen(
     return {key: trial for key, (_, trial) in best.items()}
 
 
-def final_of(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial that is as this one, on the final part."""
-    wanted = dataclasses.replace(trial.settings, samples="final")
-    return next((t for t in trials if t.cell == trial.cell and t.settings == wanted), None)
+def finals(found: Mapping[tuple[str, str], Trial], trials: Sequence[Trial]) -> dict[tuple[str, str], Trial]:
+    """Return for the trials that were `chosen` those that are alike on the final part, where there are such."""
+    known = {(trial.settings, trial.cell): trial for trial in trials}
+    alike = {key: (dataclasses.replace(trial.settings, samples="final"), trial.cell) for key, trial in found.items()}
+    return {key: known[each] for key, each in alike.items() if each in known}
 
 
 def board(rows: Sequence[Row], trials: Sequence[Trial], varied: Sequence[str], rounds: Mapping[Trial, int]) -> Board:
     """Return the entry of each contender on each stream; of those that have finished."""
     found, made = by_trial(rows, trials, varied), {}
-    counts = {}
-    for trial in trials:
-        key = trial.settings.task_stream, contender(trial.settings, trial.cell)
-        counts[key] = counts.get(key, 0) + (trial.settings.samples == "tuning")
-    for key, trial in chosen(rows, trials, varied, rounds).items():
-        final = final_of(trial, trials)
+    for key, final in finals(chosen(rows, trials, varied, rounds), trials).items():
         lanes = found.get(final, {})
         whole = {seed: its for seed, its in lanes.items() if _whole(its, rounds[final])}
-        lost = sum(any(map(is_lost, its)) for its in lanes.values())
-        seconds = [sum(row["seconds"] / row["lanes"] for row in its) for its in whole.values()]
+        scores = {seed: score(key[0], its) for seed, its in whole.items()}
         if lanes:
-            scores = {seed: score(key[0], its) for seed, its in whole.items()}
-            made[key] = Entry(final, counts[key], scores, lost, float(np.mean(seconds)) if seconds else np.nan)
+            made[key] = Entry(final, whole, scores, sum(any(map(is_lost, its)) for its in lanes.values()))
     return made
 
 
@@ -187,10 +177,19 @@ def ranks(found: Board) -> dict[str, tuple[float, float, float]]:
     return dict(zip(names, zip(mean_ranks(np.arange(count)), low, high, strict=True), strict=True))
 
 
+def streams_of(found: Board) -> list[str]:
+    """Return the streams of a board."""
+    return list(dict.fromkeys(stream for stream, _ in found))
+
+
+def in_order(found: Board, ranked: Mapping[str, tuple[float, ...]]) -> list[str]:
+    """Return the contenders, the best mean rank first, those without a rank last."""
+    return sorted(dict.fromkeys(name for _, name in found), key=lambda name: ranked.get(name, (np.inf,))[0])
+
+
 def _complete(found):
     """Return the streams, the contenders that have all of them with all seeds, and scores [stream, name, seed]."""
-    streams = list(dict.fromkeys(stream for stream, _ in found))
-    names = list(dict.fromkeys(name for _, name in found))
+    streams, names = streams_of(found), list(dict.fromkeys(name for _, name in found))
     seeds = sorted({seed for entry in found.values() for seed in entry.scores})
     names = [n for n in names if all((s, n) in found and set(found[s, n].scores) == set(seeds) for s in streams)]
     values = np.array([[[found[s, n].scores[seed] for seed in seeds] for n in names] for s in streams], float)
@@ -215,11 +214,10 @@ def paired(one: Mapping[int, float], two: Mapping[int, float]) -> np.ndarray:
 
 def table(found: Board) -> str:
     """Format the board as Markdown, the best mean rank first; ties with the best of a stream are marked with *."""
-    ranked, streams = ranks(found), list(dict.fromkeys(stream for stream, _ in found))
-    names = sorted(dict.fromkeys(name for _, name in found), key=lambda name: ranked.get(name, (np.inf,))[0])
+    ranked, streams = ranks(found), streams_of(found)
     best = {stream: as_good_as_best(found, stream) for stream in streams}
     lines = [("contender", "mean rank", *(f"{s.replace('_', ' ')}, %" for s in streams), "time, plain = 1", "chosen")]
-    for name in names:
+    for name in in_order(found, ranked):
         cells = [_cell(found.get((s, name)), name in best[s]) for s in streams]
         rank = "{:.1f} ({:.1f} to {:.1f})".format(*ranked[name]) if name in ranked else summary.MISSING
         lines.append((name, rank, *cells, _time(found, name, streams), _choices(found, name, streams)))
@@ -230,9 +228,8 @@ def _cell(entry, is_best):
     if entry is None or not entry.scores:
         return summary.MISSING
     values = list(entry.scores.values())
-    width = interval(values)
-    spread = "" if np.isnan(width) else f" ± {width:.1f}"
-    return f"{np.mean(values):.1f}{spread}{' *' * is_best}" + (f", {entry.lost} lost" if entry.lost else "")
+    mean = f"{np.mean(values):.1f}{summary.spread(interval(values))}"
+    return f"{mean}{' *' * is_best}" + (f", {entry.lost} lost" if entry.lost else "")
 
 
 def _time(found, name, streams):
@@ -267,14 +264,10 @@ def comparisons(found: Board) -> list[tuple[Comparison, str, str]]:
     for each in asked:
         one, two = (found[each.stream, name].scores for name in (each.better, each.worse))
         points = paired(one, two)
-        words = f"{np.mean(list(one.values())):.1f} against {np.mean(list(two.values())):.1f}, {_difference(points)}"
+        means = " against ".join(f"{np.mean(list(scores.values())):.1f}" for scores in (one, two))
+        words = f"{means}, {np.mean(points):+.1f}{summary.spread(interval(points))}"
         tests.append(verdicts.Tested(each.better, words, verdicts.exceeds(points, 0.0)))
     return [(c, v, t.figures) for c, v, t in zip(asked, verdicts.decide(tests), tests, strict=True)]
-
-
-def _difference(points):
-    width = interval(points)
-    return f"{np.mean(points):+.1f}" + ("" if np.isnan(width) else f" ± {width:.1f}")
 
 
 WORDS = {verdicts.HOLDS: "reproduced", verdicts.CONTRADICTED: "contradicted", verdicts.UNDECIDED: "undecided"}

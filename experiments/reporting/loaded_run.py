@@ -35,23 +35,21 @@ class LoadedRun(NamedTuple):
     @property
     def board(self) -> leaderboard.Board:
         """The leaderboard of a tuned experiment."""
-        trials = self.grid.members()
-        rounds = {trial: _rounds(self.config, trial) for trial in trials}
-        return leaderboard.board(self.rows, trials, self.grid.varied, rounds)
+        return leaderboard.board(self.rows, *self._tuned())
 
     @property
     def wanted(self) -> int:
-        """Lane-rounds of the whole run."""
-        trials, chosen = self.grid.members(), None
-        if self.experiment.tuned:  # of the final ones those that were chosen
-            rounds = {trial: _rounds(self.config, trial) for trial in trials}
-            best = leaderboard.chosen(self.rows, trials, self.grid.varied, rounds).values()
-            chosen = [leaderboard.final_of(trial, trials) for trial in best]
-        return sum(
-            len(trial.settings.lane_seeds) * _rounds(self.config, trial)
-            for trial in trials
-            if chosen is None or trial.settings.samples == "tuning" or trial in chosen
-        )
+        """Lane-rounds of the whole run; of a tuned experiment's final trials those that were chosen."""
+        trials = self.grid.members()
+        if self.experiment.tuned:
+            final = leaderboard.finals(leaderboard.chosen(self.rows, *self._tuned()), trials).values()
+            trials = [*(trial for trial in trials if trial.settings.samples == "tuning"), *final]
+        return sum(len(trial.settings.lane_seeds) * _rounds(self.config, trial) for trial in trials)
+
+    def _tuned(self):
+        """Return the trials, what varies, and the rounds of each."""
+        trials = self.grid.members()
+        return trials, self.grid.varied, {trial: _rounds(self.config, trial) for trial in trials}
 
     def missing(self) -> str:
         """Return what a partial run lacks: lane-rounds, and the trials that have no row; empty where it is complete."""

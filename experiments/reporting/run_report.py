@@ -24,12 +24,13 @@ def write(folder: pathlib.Path) -> str:
 
 def write_loaded(run: LoadedRun) -> str:
     """Write the report of a run that has been read; see `write`."""
-    folder, figures = run.folder, _figures(run)
-    text = _text(run, figures)
+    board = run.board if run.experiment.tuned else None
+    folder, figures = run.folder, _figures(run, board)
+    text = _text(run, figures, board)
     pictures = {f"figures/{path.name}": path for path, _ in figures}
     write_whole(folder / "report.html", html.render(text, run.experiment.name, pictures))
     write_whole(folder / "report.md", text)  # the last: it says that all is written
-    return leaderboard.table(run.board) if run.experiment.tuned else summary.table(run.rows, run.planned)
+    return summary.table(run.rows, run.planned) if board is None else leaderboard.table(board)
 
 
 def paths(folder: pathlib.Path) -> str:
@@ -43,12 +44,12 @@ def is_newest(folder: pathlib.Path) -> bool:
     return made.is_file() and rows.is_file() and made.stat().st_mtime_ns >= rows.stat().st_mtime_ns
 
 
-def _figures(run):
+def _figures(run, board):
     """Draw an experiment's figures: the PNG of each and its caption."""
     made, folder = [], run.folder / "figures"
     for name, options in run.experiment.figures:
         draw = getattr(plotting, name)
-        options = {**options, "board": run.board} if run.experiment.tuned else options
+        options = options if board is None else {**options, "board": board}
         made += [(path, draw) for path in draw(run.rows, run.curves, folder, **options)]
     compared, same = comparison.compare(run.experiment.name, run.rows, run.planned)
     if same and run.has_all_rounds:
@@ -66,7 +67,7 @@ def _caption(draw, path):
     return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
 
 
-def _text(run, figures):
+def _text(run, figures, board):
     config, grid, experiment = run.config, run.grid, run.experiment
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
@@ -75,7 +76,7 @@ def _text(run, figures):
         f"# {experiment.name} ({experiment.paper.strip('()')})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
         f"`{' '.join(['python -m experiments.run', *typed])}`",
-        *_table(run),
+        *_table(run, board),
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(run),
@@ -90,10 +91,10 @@ def _text(run, figures):
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _table(run):
+def _table(run, board):
     """Return the parts of a report that say how well what was run does."""
-    if run.experiment.tuned:
-        return [leaderboard.section(run.board)]
+    if board is not None:
+        return [leaderboard.section(board)]
     return [
         summary.table(run.rows, run.planned),
         "Accuracies are means over the seeds; samples visited are the cost that depends on no machine, in brackets as "

@@ -27,8 +27,8 @@ def stages(planned: RunPlan) -> Iterator[tuple[sweeps.Group, ...]]:
     yield tuning
     trials, rounds = tuple(planned.rounds), {trial: len(specs) for trial, specs in planned.rounds.items()}
     rows = results.read(planned.job.folder / "results.csv")
-    best = leaderboard.chosen(rows, trials, planned.job.varied, rounds).values()
-    names = {final.name for final in (leaderboard.final_of(trial, trials) for trial in best) if final}
+    best = leaderboard.finals(leaderboard.chosen(rows, trials, planned.job.varied, rounds), trials)
+    names = {trial.name for trial in best.values()}
     yield (*tuning, *(group for group in planned.groups if group.name in names))
 
 

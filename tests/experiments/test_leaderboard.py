@@ -94,7 +94,8 @@ def test_tuning_never_sees_the_rows_that_count():
 def test_a_setting_that_diverged_or_was_not_finished_is_not_chosen():
     rows, *how = made_up()
     best = leaderboard.chosen(rows, *how)["random_labels", "plain"]
-    hit = [row for row in rows if leaderboard.is_of(row, best)]
+    hit = leaderboard.by_trial(rows, *how[:2])[best]
+    hit = [row for its in hit.values() for row in its]
     hit[-1]["stop_reason"] = "nan"
     assert leaderboard.chosen(rows, *how)["random_labels", "plain"] != best
     del rows[rows.index(hit[-1])]
@@ -113,7 +114,7 @@ def test_the_best_is_first_and_what_cannot_be_told_apart_is_marked():
     assert "*" in lines[2]
     assert not any("*" in line for line in lines[3:])
     scores = {"a": [3.0, 1.0, 2.0, 4.0], "b": [2.9, 1.2, 1.9, 3.8], "c": [0.0, -2.0, -1.0, 1.0]}
-    tied = {("s", name): leaderboard.Entry(None, 6, dict(enumerate(x)), 0, 1.0) for name, x in scores.items()}
+    tied = {("s", name): leaderboard.Entry(None, {}, dict(enumerate(x)), 0) for name, x in scores.items()}
     assert leaderboard.as_good_as_best(tied, "s") == {"a", "b"}
 
 

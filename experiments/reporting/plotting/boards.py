@@ -1,5 +1,6 @@
 """The pictures of a leaderboard: the scores of all contenders, and how they learn from task to task."""
 
+import itertools
 import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ MOST = 6  # lines of a panel
 def leaderboard(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, board: boards.Board):
     """Scores on each stream: the final seeds, and the 95 % interval of their mean; hollow: not as good as the best."""
     del curves
-    ranked, streams = boards.ranks(board), _streams(board)
-    names = sorted(dict.fromkeys(name for _, name in board), key=lambda name: ranked.get(name, (np.inf,))[0])
+    ranked, streams = boards.ranks(board), boards.streams_of(board)
+    names = boards.in_order(board, ranked)
     if not names:
         return []
     title = _title(rows, "tuned on others; mean rank in brackets")
@@ -43,7 +44,7 @@ def leaderboard(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path
 def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, board: boards.Board):
     """Accuracy in each task: the plain network, the best contenders and the last; mean and sample deviation."""
     del curves
-    streams = _streams(board)
+    streams = boards.streams_of(board)
     if not streams:
         return []
     figure, axes = style.panels(_title(rows, "mean ± sample deviation"), len(streams))
@@ -54,7 +55,7 @@ def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, b
         shown = dict.fromkeys((boards.PLAIN, *order[: MOST - 2], order[-1]))
         for name in (name for name in shown if name in scores):
             handles.setdefault(name, style.line_style(len(handles)))
-            style.mean_line(ax, _by_task(rows, board[stream, name], stream), **handles[name], label=name)
+            style.mean_line(ax, _by_task(board[stream, name], stream), **handles[name], label=name)
         ax.set_title(stream.replace("_", " "), fontsize=10)
         ax.set_xlabel("task")
         ax.set_ylabel(_axis(stream))
@@ -63,17 +64,12 @@ def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, b
     return [style.save(figure, folder, "tasks")]
 
 
-def _by_task(rows, entry, stream):
+def _by_task(entry, stream):
     """Return the accuracies of an entry's lanes by round, per cent."""
     column, found = ("online_accuracy" if stream in boards.ONLINE else "validation_accuracy"), defaultdict(list)
-    for row in rows:
-        if row["seed"] in entry.scores and boards.is_of(row, entry.chosen):
-            found[row["round"]].append(100 * row[column])
+    for row in itertools.chain(*entry.lanes.values()):
+        found[row["round"]].append(100 * row[column])
     return found
-
-
-def _streams(board):
-    return list(dict.fromkeys(stream for stream, _ in board))
 
 
 def _with_rank(name, ranked):
