@@ -67,7 +67,7 @@ def _caption(draw, path):
     return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
 
 
-def _text(run, figures, board):
+def _text(run, figures, board=None):
     config, grid, experiment = run.config, run.grid, run.experiment
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
