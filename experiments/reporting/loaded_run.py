@@ -1,8 +1,10 @@
 """A run as it lies in its folder, read once: settings, grid, rows, curves, and how far it was to go."""
 
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.config.fields import UsageError
 from experiments.config.settings import FIELDS
@@ -16,7 +18,8 @@ from experiments.specs.base import Experiment
 NO_SETTING = (*results.MEASURED, *summary.LANE)  # columns that may be named as a setting is
 
 
-class LoadedRun(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
     """One run of one experiment."""
 
     folder: pathlib.Path
@@ -32,7 +35,7 @@ class LoadedRun(NamedTuple):
         """Whether it has all of the experiment's rounds, so that its last ones are the paper's."""
         return self.grid.base.rounds in (None, *(each.get("rounds") for each in self.experiment.presets.values()))
 
-    @property
+    @functools.cached_property
     def board(self) -> leaderboard.Board:
         """The leaderboard of a tuned experiment."""
         return leaderboard.board(self.rows, *self._tuned())

@@ -24,13 +24,12 @@ def write(folder: pathlib.Path) -> str:
 
 def write_loaded(run: LoadedRun) -> str:
     """Write the report of a run that has been read; see `write`."""
-    board = run.board if run.experiment.tuned else None
-    folder, figures = run.folder, _figures(run, board)
-    text = _text(run, figures, board)
+    folder, figures = run.folder, _figures(run)
+    text = _text(run, figures)
     pictures = {f"figures/{path.name}": path for path, _ in figures}
     write_whole(folder / "report.html", html.render(text, run.experiment.name, pictures))
     write_whole(folder / "report.md", text)  # the last: it says that all is written
-    return summary.table(run.rows, run.planned) if board is None else leaderboard.table(board)
+    return leaderboard.table(run.board) if run.experiment.tuned else summary.table(run.rows, run.planned)
 
 
 def paths(folder: pathlib.Path) -> str:
@@ -44,12 +43,12 @@ def is_newest(folder: pathlib.Path) -> bool:
     return made.is_file() and rows.is_file() and made.stat().st_mtime_ns >= rows.stat().st_mtime_ns
 
 
-def _figures(run, board):
+def _figures(run):
     """Draw an experiment's figures: the PNG of each and its caption."""
     made, folder = [], run.folder / "figures"
     for name, options in run.experiment.figures:
         draw = getattr(plotting, name)
-        options = options if board is None else {**options, "board": board}
+        options = {**options, "board": run.board} if run.experiment.tuned else options
         made += [(path, draw) for path in draw(run.rows, run.curves, folder, **options)]
     compared, same = comparison.compare(run.experiment.name, run.rows, run.planned)
     if same and run.has_all_rounds:
@@ -67,7 +66,7 @@ def _caption(draw, path):
     return words + (f" ({path.stem.replace('_', ' ')})" if path else "")
 
 
-def _text(run, figures, board=None):
+def _text(run, figures):
     config, grid, experiment = run.config, run.grid, run.experiment
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
@@ -76,7 +75,7 @@ def _text(run, figures, board=None):
         f"# {experiment.name} ({experiment.paper.strip('()')})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
         f"`{' '.join(['python -m experiments.run', *typed])}`",
-        *_table(run, board),
+        *_table(run),
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(run),
@@ -91,10 +90,10 @@ def _text(run, figures, board=None):
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _table(run, board):
+def _table(run):
     """Return the parts of a report that say how well what was run does."""
-    if board is not None:
-        return [leaderboard.section(board)]
+    if run.experiment.tuned:
+        return [leaderboard.section(run.board)]
     return [
         summary.table(run.rows, run.planned),
         "Accuracies are means over the seeds; samples visited are the cost that depends on no machine, in brackets as "
