@@ -192,6 +192,7 @@ def _complete(found):
     streams, names = streams_of(found), list(dict.fromkeys(name for _, name in found))
     seeds = sorted({seed for entry in found.values() for seed in entry.scores})
     names = [n for n in names if all((s, n) in found and set(found[s, n].scores) == set(seeds) for s in streams)]
+    names = names if seeds else []
     values = np.array([[[found[s, n].scores[seed] for seed in seeds] for n in names] for s in streams], float)
     return streams, names, values
 
@@ -258,15 +259,17 @@ def tuned_to(trial: Trial) -> str:
 
 
 def comparisons(found: Board) -> list[tuple[Comparison, str, str]]:
-    """Test each published comparison that the board has both sides of: the comparison, its verdict, our figures."""
-    asked = [c for c in PUBLISHED if all((c.stream, n) in found and found[c.stream, n].scores for n in c[1:3])]
-    tests = []
-    for each in asked:
-        one, two = (found[each.stream, name].scores for name in (each.better, each.worse))
+    """Test each published comparison of which the board has both sides, of a seed at least: the comparison, its
+    verdict, our figures."""
+    asked, tests = [], []
+    for each in PUBLISHED:
+        one, two = (found[key].scores if (key := (each.stream, n)) in found else {} for n in (each.better, each.worse))
         points = paired(one, two)
-        means = " against ".join(f"{np.mean(list(scores.values())):.1f}" for scores in (one, two))
-        words = f"{means}, {np.mean(points):+.1f}{summary.spread(interval(points))}"
-        tests.append(verdicts.Tested(each.better, words, verdicts.exceeds(points, 0.0)))
+        if len(points):
+            means = " against ".join(f"{np.mean(list(scores.values())):.1f}" for scores in (one, two))
+            words = f"{means}, {np.mean(points):+.1f}{summary.spread(interval(points))}"
+            asked.append(each)
+            tests.append(verdicts.Tested(each.better, words, verdicts.exceeds(points, 0.0)))
     return [(c, v, t.figures) for c, v, t in zip(asked, verdicts.decide(tests), tests, strict=True)]
 
 

@@ -52,7 +52,7 @@ def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, b
     for ax, stream in zip(axes, streams, strict=True):
         scores = {name: np.mean(list(e.scores.values())) for (s, name), e in board.items() if s == stream and e.scores}
         order = sorted(scores, key=scores.get, reverse=True)
-        shown = dict.fromkeys((boards.PLAIN, *order[: MOST - 2], order[-1]))
+        shown = dict.fromkeys((boards.PLAIN, *order[: MOST - 2], *order[-1:]))
         for name in (name for name in shown if name in scores):
             handles.setdefault(name, style.line_style(len(handles)))
             style.mean_line(ax, _by_task(board[stream, name], stream), **handles[name], label=name)
