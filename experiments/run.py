@@ -90,8 +90,7 @@ def train(planned: plan.RunPlan, stopping: signals.Stop) -> None:
 
 def _train(planned, groups, recording, store, stopping):
     """Train some groups of a run to their end."""
-    trials, names = planned.trials, {group.name for group in groups}
-    labels = {name: trial.label for name, trial in trials.items() if name in names}
+    trials, names, labels = planned.trials, {group.name for group in groups}, tuned.labels(planned)
     visible = {name: counts for name, counts in planned.visible.items() if name in names}
     with progress.Reporter(sweeps.finished_rounds(groups, store), visible, labels) as reporter:
         for finished in sweeps.run(groups, store=store, watch=recording.watch(reporter.chunk, stopping.asked)):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.config.fields import UsageError
-from experiments.nightly import columns, fitting, history, page, tables
+from experiments.nightly import columns, fitting, history, page, scaling, tables
 from experiments.nightly.columns import Asked, Preparation, Rows
 from experiments.nightly.fitting import Score, Training
 from experiments.nightly.history import Folder
@@ -150,7 +150,7 @@ def read_days(
                 raise DayError(f"goes back in time: its latest {made.time!r} is {_when(latest)}, an earlier file's "
                                f"{_when(max(clock))}")  # fmt: skip
             if began:
-                rows = rows._replace(numbers=columns.standardised(made, rows))
+                rows = rows._replace(numbers=scaling.standardised(made, rows))
         except DayError as error:
             skipped.append(Skipped(path, sha, str(error)))
             continue
@@ -208,13 +208,13 @@ def train(
     rows, night = joined([day.rows for day in days]), len(folder.records) + 1
     held_out = hold_out(rows, choices, days[0].sha256)
     if not folder.trained:
-        preparation = columns.measure(preparation, rows, ~held_out)
-        rows = rows._replace(numbers=columns.standardised(preparation, rows))
+        preparation = scaling.measure(preparation, rows, ~held_out)
+        rows = rows._replace(numbers=scaling.standardised(preparation, rows))
     known = preparation.classes
-    preparation = columns.with_classes(preparation, rows.labels)
+    preparation = scaling.with_classes(preparation, rows.labels)
     if known and preparation.classes != known:
         print(f"new classes: {', '.join(preparation.classes[len(known) :])}", flush=True)
-    rows = rows._replace(labels=columns.targets(preparation, rows.labels))
+    rows = rows._replace(labels=scaling.targets(preparation, rows.labels))
     day = np.repeat(np.arange(len(days)) + _days_before(folder), [len(each.rows.numbers) for each in days])
     seen = _visible(folder, (rows, held_out, day), choices)
     record = _record(folder, days, skipped) | {"held_out": held_out.sum(), "visible_rows": len(seen.training.numbers)}

@@ -3,7 +3,7 @@
 import pathlib
 
 from experiments.config.fields import UsageError
-from experiments.nightly import columns, fitting, tables
+from experiments.nightly import columns, fitting, scaling, tables
 from experiments.nightly.history import Folder
 from experiments.nightly.tables import DayError
 
@@ -28,9 +28,9 @@ def predict(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path) -> int:
     preparation = folder.preparation()
     try:
         rows = columns.extract(preparation, tables.read(source, preparation.text), labelled=False)
-        rows = rows._replace(numbers=columns.standardised(preparation, rows))
+        rows = rows._replace(numbers=scaling.standardised(preparation, rows))
     except DayError as error:
         raise UsageError(f"--predict={source} {error}") from None
     fitted = fitting.load(folder.network, preparation, rows, folder.outputs())
-    tables.write(out, columns.readable(preparation, fitting.outputs(fitted, rows)))
+    tables.write(out, scaling.readable(preparation, fitting.outputs(fitted, rows)))
     return len(rows.numbers)

@@ -258,6 +258,13 @@ def tuned_to(trial: Trial) -> str:
     return " ".join([*words, f"η {settings.learning_rate:g}"])
 
 
+def words(trial: Trial) -> str:
+    """Return a trial as the board calls it: its stream, its contender, its setting, and whether it tunes."""
+    settings = trial.settings
+    named = settings.task_stream.replace("_", " "), contender(settings, trial.cell), tuned_to(trial)
+    return f"{', '.join(named)} ({settings.samples})"
+
+
 def comparisons(found: Board) -> list[tuple[Comparison, str, str]]:
     """Test each published comparison of which the board has both sides, of a seed at least: the comparison, its
     verdict, our figures."""

@@ -32,22 +32,26 @@ class LoadedRun:
 
     @property
     def has_all_rounds(self) -> bool:
-        """Whether it has all of the experiment's rounds, so that its last ones are the paper's."""
+        """Return whether it has all of the experiment's rounds, so that its last ones are the paper's."""
         return self.grid.base.rounds in (None, *(each.get("rounds") for each in self.experiment.presets.values()))
 
     @functools.cached_property
     def board(self) -> leaderboard.Board:
-        """The leaderboard of a tuned experiment."""
+        """Work out the leaderboard of a tuned experiment."""
         return leaderboard.board(self.rows, *self._tuned())
 
     @property
     def wanted(self) -> int:
-        """Lane-rounds of the whole run; of a tuned experiment's final trials those that were chosen."""
+        """Return the lane-rounds of the whole run."""
+        return sum(len(trial.settings.lane_seeds) * _rounds(self.config, trial) for trial in self._trials())
+
+    def _trials(self):
+        """Return the trials of the whole run; of a tuned experiment's final ones those that were chosen."""
         trials = self.grid.members()
-        if self.experiment.tuned:
-            final = leaderboard.finals(leaderboard.chosen(self.rows, *self._tuned()), trials).values()
-            trials = [*(trial for trial in trials if trial.settings.samples == "tuning"), *final]
-        return sum(len(trial.settings.lane_seeds) * _rounds(self.config, trial) for trial in trials)
+        if not self.experiment.tuned:
+            return trials
+        final = leaderboard.finals(leaderboard.chosen(self.rows, *self._tuned()), trials).values()
+        return (*(trial for trial in trials if trial.settings.samples == "tuning"), *final)
 
     def _tuned(self):
         """Return the trials, what varies, and the rounds of each."""
@@ -60,9 +64,11 @@ class LoadedRun:
             return ""
         names = [name for name in self.grid.varied if name in self.rows[0]]
         have = {(r["restart"], r["shrink"], r["noise_scale"], *(results.text(r[n]) for n in names)) for r in self.rows}
-        trials = self.grid.members()
+        words = leaderboard.words if self.experiment.tuned else lambda trial: trial.label
         absent = [
-            t.label for t in trials if (*t.cell, *(results.text(getattr(t.settings, n)) for n in names)) not in have
+            words(t)
+            for t in self._trials()
+            if (*t.cell, *(results.text(getattr(t.settings, n)) for n in names)) not in have
         ]
         text = f"Partial: {len(self.rows):,} of {self.wanted:,} lane-rounds are finished."
         return text + (f" Not run: {'; '.join(absent)}." if absent else "")

@@ -32,6 +32,12 @@ def stages(planned: RunPlan) -> Iterator[tuple[sweeps.Group, ...]]:
     yield (*tuning, *(group for group in planned.groups if group.name in names))
 
 
+def labels(planned: RunPlan) -> dict[str, str]:
+    """Return what to call each group, for people."""
+    words = leaderboard.words if planned.job.experiment.tuned else lambda trial: trial.label
+    return {trial.name: words(trial) for trial in planned.rounds}
+
+
 def is_complete(planned: RunPlan, store: Store) -> bool:
     """Return whether every group of every stage has finished all its rounds."""
     for groups in stages(planned):

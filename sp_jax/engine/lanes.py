@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields as fields_of
 
 import chex
+import jax
 import numpy as np
 
 from sp_jax.data import arrival
@@ -53,6 +54,16 @@ def _repeat(record, count):
     given = [f for f in traced if getattr(record, f.name) is not None]
     fields = {f.name: np.full(count, getattr(record, f.name), dtypes[type(f.default)]) for f in given}
     return record.replace(**fields)
+
+
+def part_of(tree: chex.ArrayTree, start: int, stop: int) -> chex.ArrayTree:
+    """Return some of the lanes of [L, ...]."""
+    return jax.tree.map(lambda x: x[start:stop], tree)
+
+
+def stacked(trees: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
+    """Return the lanes of all trees, on the host, as one tree of [L, ...]."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs), *trees)
 
 
 def check_count(name: str, value: int) -> None:

@@ -13,6 +13,7 @@ import optax
 from sp_jax import restarts, sweeps, transforms
 from sp_jax.divergence import DivergenceWarning, check_finite, first_not_finite
 from sp_jax.engine import check_count
+from sp_jax.fitting.checks import check_arrivals, check_seed, warn_of_majority
 from sp_jax.fitting.evaluation_weights import evaluation_state
 from sp_jax.fitting.fit import DivergedError, Fit, check_since, grown_since
 from sp_jax.fitting.preparing import (
@@ -20,14 +21,11 @@ from sp_jax.fitting.preparing import (
     Setting,
     arrays_of,
     as_optimizer,
-    check_arrivals,
-    check_seed,
     equal,
     prepare,
     released,
     stacked,
     task_since,
-    warn_of_majority,
 )  # fmt: skip
 from sp_jax.tasks import Task
 from sp_jax.training import Convergence
@@ -157,7 +155,7 @@ def fit_rounds(
         if start is None and len(rounds) == 1:
             engine.expect(restart, engine.place(lanes))  # tomorrow's call begins with it
         for chosen in rounds:
-            warn_of_majority(arrived, chosen, setting)
+            warn_of_majority(arrived, chosen, setting.task, setting.convergence)
             if half_life is not None:
                 reweigh(_aged(arrived.weights, chosen, half_life))
             own = restart if params is None or fit.history else prepared.restart("warm_start", setting, None)

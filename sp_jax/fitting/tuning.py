@@ -13,6 +13,7 @@ import optax
 from sp_jax import sweeps
 from sp_jax.divergence import DivergenceWarning
 from sp_jax.engine import check_count
+from sp_jax.fitting.checks import check_grid, check_seed, warn_of_majority
 from sp_jax.fitting.evaluation_weights import evaluation_state
 from sp_jax.fitting.fit import Fit, check_since, grown_since
 from sp_jax.fitting.preparing import (
@@ -20,13 +21,10 @@ from sp_jax.fitting.preparing import (
     Setting,
     arrays_of,
     as_optimizer,
-    check_grid,
-    check_seed,
     prepare,
     released,
     stacked,
     task_since,
-    warn_of_majority,
 )  # fmt: skip
 from sp_jax.tasks import Task
 from sp_jax.training import Convergence
@@ -154,7 +152,7 @@ def tune_restart(
     prepared, lanes, _ = prepare(tried, hparams, arrived, held, setting)
     with released(prepared) as engine:
         grown_since(since, prepared.model, arrived.inputs, layouts)
-        warn_of_majority(arrived, np.arange(arrived.count), setting)
+        warn_of_majority(arrived, np.arange(arrived.count), setting.task, setting.convergence)
         restart = prepared.restart("shrink_perturb", setting, where, layouts)
         state = engine.place(stacked(evaluation_state(since.state), len(tried)))
         phase = sweeps.RoundPlan(engine, lanes, arrived.count, restart)

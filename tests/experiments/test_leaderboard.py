@@ -1,5 +1,6 @@
 """The leaderboard: tuning never sees what counts, ties are ties, and a stranger's method joins by its path."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -189,13 +190,16 @@ def test_mistakes(capsys, tmp_path, given, line):
 
 
 @pytest.mark.slow
-def test_a_whole_leaderboard_is_run_stopped_and_gone_on_with(own, tmp_path, monkeypatch):
+def test_a_whole_leaderboard_is_run_stopped_and_gone_on_with(own, tmp_path, monkeypatch, capsys):
     """The real binary, with a method from outside; only chosen settings have final rows; resumed, nothing changes."""
     folder = tmp_path / "run"
     small = {"rounds": "2", "epochs": "1", "seeds": "3", "hidden": "8", "measures": "online_accuracy,dormant"}
     given = {"experiment": "plasticity", "contenders": f"none,{own}", "workdir": str(folder), **small}
     given |= {"task_stream": "permuted_inputs,growing"}
     call(**given)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("round")]
+    assert "round 1 of 2, permuted inputs, plain, η 0.001 (tuning): " in "".join(said)
+    assert max(map(len, said)) < 160
     rows = results.read(folder / "results.csv")
     final = [row for row in rows if row["samples"] == "final"]
     chosen = {(r["task_stream"], r["method"], r["method_strength"], r["learning_rate"]) for r in final}
@@ -206,6 +210,10 @@ def test_a_whole_leaderboard_is_run_stopped_and_gone_on_with(own, tmp_path, monk
     run = loaded_run.load(folder)
     assert len(rows) == run.wanted
     assert not run.missing()
+    part = dataclasses.replace(run, rows=[row for row in rows if row["samples"] == "tuning"])
+    lines = part.missing().splitlines()
+    assert lines[0].startswith(f"Partial: {len(rows) - len(final)} of {len(rows)} lane-rounds are finished. Not run: ")
+    assert lines[0].count("(final)") == 4  # those that were not chosen never run
     text = (folder / "report.md").read_text()
     assert "half" in text
     assert (folder / "figures" / "leaderboard.png").stat().st_size > 10_000

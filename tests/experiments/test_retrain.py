@@ -17,7 +17,7 @@ from sklearn import datasets
 
 from experiments import retrain
 from experiments.config.fields import UsageError
-from experiments.nightly import columns, fitting, history, night, page, tables
+from experiments.nightly import cells, columns, fitting, history, night, page, scaling, tables
 from experiments.nightly.columns import Asked, Preparation, Rows
 from experiments.nightly.night import Choices
 from sp_jax import models
@@ -125,7 +125,7 @@ def test_all_formats_hold_the_same_rows(tmp_path, suffix):
     np.testing.assert_allclose(rows.times[1] - rows.times[0], 60)
     assert rows.labels[:3].tolist() == [[0.0], [1.0], [0.0]]
     names = ("city", "member")
-    expected = [[columns.bucket(n, str(v), 1024) for n, v in zip(names, row, strict=True)] for row in original[
+    expected = [[cells.bucket(n, str(v), 1024) for n, v in zip(names, row, strict=True)] for row in original[
         [*names]].to_numpy(object)]  # fmt: skip
     np.testing.assert_array_equal(rows.categories, expected)
 
@@ -154,10 +154,10 @@ def test_files_arrive_in_the_natural_order_of_their_names(tmp_path):
 
 
 def test_hashes_are_the_same_on_every_machine_and_night():
-    assert [columns.bucket("city", text, 1024) for text in ("", "Bern", "Zürich", "東京", "\ud800")] == [
+    assert [cells.bucket("city", text, 1024) for text in ("", "Bern", "Zürich", "東京", "\ud800")] == [
         359, 257, 747, 701, 105,
     ]  # fmt: skip
-    assert columns.bucket("town", "Bern", 1024) != columns.bucket("city", "Bern", 1024)
+    assert cells.bucket("town", "Bern", 1024) != cells.bucket("city", "Bern", 1024)
 
 
 def test_text_that_looks_like_numbers_keeps_its_bucket(tmp_path):
@@ -195,12 +195,12 @@ def test_the_label_says_what_the_task_is_or_it_is_asked_for(values, task):
 
 def test_statistics_are_those_of_the_first_nights_training_rows():
     rows = Rows(np.array([[1.0, 5], [3, 5], [100, 5]]), np.empty((3, 0), np.int32), np.array([[2.0], [4], [9]]))
-    made = columns.measure(Preparation(("y",), "regression", ("a", "b"), ()), rows, np.array([True, True, False]))
+    made = scaling.measure(Preparation(("y",), "regression", ("a", "b"), ()), rows, np.array([True, True, False]))
     assert (made.means, made.deviations) == ((2.0, 5.0), (1.0, 1.0))
-    assert columns.standardised(made, rows).tolist() == [[-1, 0], [1, 0], [98, 0]]
-    np.testing.assert_allclose(columns.targets(made, rows.labels), [-1, 1, 6])
-    outputs = columns.targets(made, rows.labels)[:, None]
-    np.testing.assert_allclose(columns.readable(made, outputs)["y"], [2, 4, 9])
+    assert scaling.standardised(made, rows).tolist() == [[-1, 0], [1, 0], [98, 0]]
+    np.testing.assert_allclose(scaling.targets(made, rows.labels), [-1, 1, 6])
+    outputs = scaling.targets(made, rows.labels)[:, None]
+    np.testing.assert_allclose(scaling.readable(made, outputs)["y"], [2, 4, 9])
     assert columns.from_json(columns.to_json(made)) == made
 
 
@@ -213,15 +213,15 @@ def test_missing_values_become_the_mean_or_a_value_of_their_own(fakes, tmp_path,
         assert call(data=f"{tmp_path}/*{suffix}", workdir=tmp_path / "m", **given) == 0
     rows, _, _ = history.Folder(tmp_path / "m").read_rows(2)
     np.testing.assert_array_equal(rows.numbers[:, :2], np.zeros((20, 2)))  # the mean of 2, and of what is missing
-    expected = [columns.bucket("city", text, 1024) for text in ("Bern", "")]
+    expected = [cells.bucket("city", text, 1024) for text in ("Bern", "")]
     assert rows.categories[[0, -1], 0].tolist() == expected
 
 
 def test_new_classes_come_after_the_old_ones():
     made = Preparation(("y",), "classification", (), ("c",))
-    made = columns.with_classes(made, np.array(["10", "9", "b", "9"], object))
+    made = scaling.with_classes(made, np.array(["10", "9", "b", "9"], object))
     assert made.classes == ("9", "10", "b")
-    assert columns.with_classes(made, np.array(["a", "10", "1"], object)).classes == ("9", "10", "b", "1", "a")
+    assert scaling.with_classes(made, np.array(["a", "10", "1"], object)).classes == ("9", "10", "b", "1", "a")
 
 
 def test_which_rows_are_held_out():

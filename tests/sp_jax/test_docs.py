@@ -178,3 +178,12 @@ def test_links_between_the_pages_lead_somewhere(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             assert anchor in {h.lower().replace(".", "") for h in headings}, f"{page.name}: {link}"
+
+
+GROUP = "sp_jax.methods"  # of entry points, no module
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_the_names_on_a_page_exist(page):
+    for name in {*re.findall(r"`((?:sp_jax|experiments)(?:\.\w+)+)", page.read_text())} - {GROUP}:
+        assert pydoc.locate(name) is not None, f"{page.name}: {name}"
