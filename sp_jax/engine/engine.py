@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sp_jax import divergence, restarts, tasks, training
+from sp_jax import divergence, restarts, tasks, tracing, training
 from sp_jax.data import samples, task_streams
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import BATCH, LANES, Programs, pad, regrouped, to_host
@@ -191,9 +191,8 @@ class Engine:
                 states = structure.unflatten(leaves), fresh
                 return restart_lane(self.trainer, kind, lane, states, data, round_, num_visible, sums)
 
-            jaxpr = jax.make_jaxpr(begin)(leaves, lane, fresh, data, scalar, scalar).jaxpr
-            used = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(x) for x in jaxpr.outvars}
-            found = [before or id(var) in used for before, var in zip(found, jaxpr.invars, strict=False)]
+            used = tracing.used(begin, leaves, lane, fresh, data, scalar, scalar)
+            found = [before or now for before, now in zip(found, used, strict=False)]
         return structure.unflatten(found)
 
     def lower(self, lanes: Lane, restart: restarts.Restart) -> dict[str, jax.stages.Lowered]:

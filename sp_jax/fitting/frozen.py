@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sp_jax import tracing
 from sp_jax.training import update
 from sp_jax.transforms import filters
 from sp_jax.transforms.filters import is_changeable, path_name
@@ -26,7 +27,7 @@ def frozen_leaves(
     others, are frozen. Parameters and batch are `jax.ShapeDtypeStruct`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    reached = _depends(jax.make_jaxpr(jax.grad(loss))(params, *batch).jaxpr)
+    reached = tracing.dependent(jax.grad(loss), params, *batch)
 
     def numbers(which, wanted):
         """Return a tree of any numbers but 0, other ones for each `which`: a sine compiles faster than a draw."""
@@ -52,15 +53,6 @@ def frozen_leaves(
     if not any(found):
         return set()
     return {path_name(p) for (p, _), m, c in zip(leaves, found, changeable, strict=True) if c and not m}
-
-
-def _depends(jaxpr):
-    """Return whether each result depends on any input: booleans."""
-    known = {id(var) for var in jaxpr.invars}
-    for equation in jaxpr.eqns:
-        if any(id(var) in known for var in equation.invars):
-            known.update(id(var) for var in equation.outvars)
-    return [id(var) in known for var in jaxpr.outvars]
 
 
 def stopped(model: Model, trainable: Callable) -> Model:

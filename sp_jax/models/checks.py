@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sp_jax import tracing
 from sp_jax.errors import first_line
 from sp_jax.models import padding
 from sp_jax.tasks import Task
@@ -152,16 +153,8 @@ def changed_leaves(function: Callable, tree: chex.ArrayTree, *args) -> dict[str,
     Returns:
       From each leaf's path to whether it differs from the input leaf.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-
-    def flat(leaves, *args):
-        return jax.tree.leaves(function(jax.tree.unflatten(structure, leaves), *args))
-
-    jaxpr = jax.make_jaxpr(flat)([leaf for _, leaf in leaves], *args).jaxpr
-    return {
-        path_name(path): out is not into
-        for (path, _), out, into in zip(leaves, jaxpr.outvars, jaxpr.invars, strict=False)
-    }
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return dict(zip(map(path_name, paths), tracing.changed(function, tree, *args), strict=False))
 
 
 class UnknownSwitchError(ValueError):

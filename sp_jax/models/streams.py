@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 import chex
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 
+from sp_jax import tracing
 from sp_jax.models.checks import UnknownSwitchError
 
 NAME = "rngs"  # of the stream in the tree
@@ -49,9 +49,7 @@ def constant() -> chex.PRNGKey:
 
 def depends(function: Callable, *args) -> bool:
     """Return whether `function(key, *args)` depends on the key; it is only traced."""
-    jaxpr = jax.make_jaxpr(function)(constant(), *args).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return used[0]
+    return tracing.used(function, constant(), *args)[0]
 
 
 def find_use(name: str, call: Callable, *args) -> tuple[bool, bool]:

@@ -8,10 +8,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = [
-    "sp_jax.types", "sp_jax.errors", "sp_jax.random", "sp_jax.tasks", "sp_jax.augmentation", "sp_jax.transforms",
-    "sp_jax.plasticity", "sp_jax.data", "sp_jax.layers", "sp_jax.models", "sp_jax.penalties", "sp_jax.restarts",
-    "sp_jax.divergence", "sp_jax.training", "sp_jax.diagnostics", "sp_jax.storage", "sp_jax.engine", "sp_jax.sweeps",
-    "sp_jax.fitting", "sp_jax", "experiments.config", "experiments.specs", "experiments.records",
+    "sp_jax.types", "sp_jax.errors", "sp_jax.random", "sp_jax.tracing", "sp_jax.tasks", "sp_jax.augmentation",
+    "sp_jax.transforms", "sp_jax.plasticity", "sp_jax.data", "sp_jax.layers", "sp_jax.models", "sp_jax.penalties",
+    "sp_jax.restarts", "sp_jax.divergence", "sp_jax.training", "sp_jax.diagnostics", "sp_jax.storage", "sp_jax.engine",
+    "sp_jax.sweeps", "sp_jax.fitting", "sp_jax", "experiments.config", "experiments.specs", "experiments.records",
     "experiments.reporting", "experiments.running", "experiments.benchmarks", "experiments.nightly", "experiments",
 ]  # fmt: skip
 MOST_FILES = 13  # of a folder, its __init__ aside
