@@ -50,10 +50,14 @@ CASES = {
     "mlp_cifar10": Case("MLP on CIFAR-10", {**CIFAR10, **RELU}),
     "resnet18_16": Case("ResNet-18, width 16", {**RESNET, "width": 16}),
     "resnet18_64": Case("ResNet-18, width 64", {**RESNET, "width": 64}),
+    "vit": Case("ViT on CIFAR-10, 12 blocks of width 192", {**CIFAR10, "model": "vit", "width": 192}),
     "experiment": Case("Figure 7 on mixture, to convergence", {}),
     "birnn": Case("BiRNN on IMDB, 200 tokens", {"dataset": "imdb", "model": "birnn", "width": 64}),
 }
-ALONE = ("birnn",)  # PyTorch loops are of the others
+ALONE = ("vit", "birnn")  # PyTorch loops are of the others
+COMPARED = {  # the settings that PyTorch's loops and the plain step know, too
+    "activation", "batch_size", "depth", "heads", "hidden", "learning_rate", "precision", "stage_sizes", "width",
+}  # fmt: skip
 AMOUNTS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.01))  # λ and σ of the whole experiment
 
 _CASE = flags.DEFINE_string("case", None, f"Any of {', '.join(CASES)}, with commas; by default all that can be.")
@@ -160,7 +164,12 @@ def main(argv: Sequence[str]) -> None:
         cases = parse_list("--case", _CASE.value or ",".join(possible))
         for case in cases:
             check_choice("--case", case, tuple(possible))
-        chosen = {case: sweep.resolve(CASES[case].preset, setting_flags.settings()).variants for case in cases}
+        given = setting_flags.settings()
+        for name in sorted({*given} - COMPARED):
+            raise UsageError(f"--{name}: what the engine is compared with has no such setting; leave the flag out")
+        for value in given.get("activation", ()):
+            check_choice("--activation", value, ("tanh", "relu"))
+        chosen = {case: sweep.resolve(CASES[case].preset, given).variants for case in cases}
         if any(len(variants) > 1 for variants in chosen.values()):
             raise UsageError("the benchmark measures one setting of a case at a time; give one value to each flag")
         if targets.COMPILE_FOR.value:

@@ -14,6 +14,7 @@ from flax import linen as nn
 import sp_jax
 from experiments.config.choices import RESTARTS
 from experiments.config.settings import Settings
+from experiments.config.streams import STREAMS
 from experiments.config.sweep import Grid
 from experiments.running import builder
 from experiments.specs.base import RoundSpec
@@ -51,6 +52,9 @@ def main():
     train(*several(restart=[("shrink_perturb", "dash")], pairs=[("0.5:0.1",)]), stream=True)
     train(*several(method=[name for name in METHODS if name != "none"], restart=[("warm_start",)]))
     train(*several(penalty=["confidence", "adversarial"], penalty_strength=[0.1], restart=[("warm_start",)]))
+    layers = {"norm": ["layer"], "depth": [1], "heads": [1], "restart": [("warm_start",)]}
+    train(*several(model=["mlp", "vit"], **layers), *several(model=["mlp"], activation=["crelu"], **layers))
+    train(*several(task_stream=list(STREAMS), classes_per_round=[1], window_size=[20], restart=[("warm_start",)]))
     normed = several(
         model=["resnet18"], method=["hare_tortoise"], restart=[("dash",)], statistics=restarts.STATISTICS,
         optimizer_state=["reset_changed"],

@@ -66,6 +66,8 @@ def test_a_case_gives_a_row_for_each_number_of_lanes(capsys):
         ({"batch_size": "16,32"}, "one setting of a case at a time"),
         ({"lanes": "two"}, "--lanes must be whole numbers"),
         ({"lanes": "0"}, "--lanes must be positive"),
+        ({"norm": "layer"}, "--norm: what the engine is compared with has no such setting"),
+        ({"activation": "elu"}, "unknown --activation=elu"),
     ],
 )
 def test_mistakes_get_one_line(given, message, capsys):

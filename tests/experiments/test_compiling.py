@@ -65,13 +65,13 @@ def test_an_engine_of_shapes_lowers_all_its_programs():
     assert found.bytes > 0 < sum(found.step.kernels.values())
 
 
-SLOW = [pytest.param({"model": name}, marks=pytest.mark.slow) for name in ("birnn", "resnet18")]
+SLOW = [pytest.param({"model": name}, marks=pytest.mark.slow) for name in ("birnn", "resnet18", "vit")]
 
 
 @pytest.mark.parametrize("given", [{"model": "logistic"}, {"model": "mlp"}, *SLOW])
 def test_the_plain_step_has_the_engines_parameters_and_runs(given):
-    sets = {"birnn": "imdb", "resnet18": "cifar10"}
-    own = settings(dataset=sets.get(given["model"], "mixture"), width=8, batch_size=4, **given)
+    sets = {"birnn": "imdb", "resnet18": "cifar10", "vit": "cifar10"}
+    own = settings(dataset=sets.get(given["model"], "mixture"), width=8, heads=2, depth=2, batch_size=4, **given)
     data = compiling.dataset(own.dataset)
     step, (carry, x, y) = plain.step(own, data)
     count = sum(leaf.size for leaf in jax.tree.leaves(carry[0]))
