@@ -53,17 +53,17 @@ class Preparation(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Return how many outputs the network has."""
+        """The number of the network's outputs."""
         return len(self.classes) if self.task == "classification" else len(self.labels)
 
     @property
     def text(self) -> tuple[str, ...]:
-        """Return the columns of a csv that are not to be read as numbers."""
+        """The columns of a csv that are not to be read as numbers."""
         return self.categories
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Return all input columns."""
+        """All input columns."""
         return (*self.numbers, *self.categories)
 
 

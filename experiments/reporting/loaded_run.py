@@ -32,17 +32,17 @@ class LoadedRun:
 
     @property
     def has_all_rounds(self) -> bool:
-        """Return whether it has all of the experiment's rounds, so that its last ones are the paper's."""
+        """Whether it has all of the experiment's rounds, so that its last ones are the paper's."""
         return self.grid.base.rounds in (None, *(each.get("rounds") for each in self.experiment.presets.values()))
 
     @functools.cached_property
     def board(self) -> leaderboard.Board:
-        """Work out the leaderboard of a tuned experiment."""
+        """The leaderboard of a tuned experiment."""
         return leaderboard.board(self.rows, *self._tuned())
 
     @property
     def wanted(self) -> int:
-        """Return the lane-rounds of the whole run."""
+        """The number of lane-rounds of the whole run."""
         return sum(len(trial.settings.lane_seeds) * _rounds(self.config, trial) for trial in self._trials())
 
     def _trials(self):
