@@ -62,8 +62,8 @@ def check_choice(what: str, value: str, known: Sequence[str]) -> None:
     """Raise a `UsageError` with the nearest name where `value` is not a known one."""
     if value not in known:
         near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"unknown {what}={value}; {hint}(one of {', '.join(known)})")
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"unknown {what}={value}{hint} (one of {', '.join(known)})")
 
 
 def parse_list(what: str, text: str) -> tuple[str, ...]:

@@ -13,12 +13,24 @@ function without arguments that returns one.
 import functools
 import importlib
 import importlib.metadata
+import inspect
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable
+from typing import Any
 
 from experiments.config.fields import UsageError, check_choice
 from sp_jax.errors import first_line
+from sp_jax.plasticity import methods
 from sp_jax.plasticity.methods import METHODS, Method
 
 GROUP = "sp_jax.methods"
+
+
+class AbsentMethodError(UsageError):
+    """The module of a method is not where it can be imported from."""
 
 
 def names() -> tuple[str, ...]:
@@ -41,13 +53,18 @@ def find(name: str) -> Method:
     path = paths.get(name, name)
     try:
         found = _load(path)
+    except ImportError as error:
+        raise AbsentMethodError(f"--method={name}: {path} cannot be used ({first_line(error)})") from None
     except Exception as error:  # a user's module can raise anything
-        raise UsageError(f"--method={name}: {path} cannot be used ({first_line(error)})") from None
+        raise UsageError(f"--method={name}: {path} cannot be used ({_words(error)})") from None
     if not isinstance(found, Method):
         raise UsageError(
             f"--method={name}: {path} is {type(found).__name__}; expected a sp_jax.plasticity.methods.Method, or a "
             "function without arguments that returns one"
         )
+    strength = found.default_strength
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        raise UsageError(f"--method={name}: {path} has default_strength={strength!r}; expected a finite number")
     return found
 
 
@@ -55,6 +72,24 @@ def label(name: str) -> str:
     """Return the name of a method for tables."""
     found = find(name)
     return found.label if name in METHODS or found.label != Method().label else name
+
+
+def fingerprints(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return of each method from outside what a run that is gone on with must find again: the checksum of the files
+    that its functions are written in, and its default strength."""
+    return {name: _fingerprint(find(name)) for name in sorted({*names} - {*METHODS})}
+
+
+def _fingerprint(method):
+    codes = (getattr(inspect.unwrap(f), "__code__", None) for f in method if callable(f))
+    files = sorted({code.co_filename for code in codes if code is not None} - {methods.__file__})
+    content = b"".join(pathlib.Path(file).read_bytes() for file in files if os.path.isfile(file))
+    return {"checksum": zlib.crc32(content), "default_strength": method.default_strength}
+
+
+def _words(error):
+    line, kind = first_line(error), type(error).__name__
+    return line if line == kind else f"{kind}: {line}"
 
 
 def _load(path):

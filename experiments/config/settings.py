@@ -164,7 +164,11 @@ class Settings(choices.NetworkSettings):
         if self.penalty_strength and self.penalty == "none":
             raise UsageError(f"--penalty_strength={self.penalty_strength} needs --penalty=confidence or adversarial")
         if self.method_strength is not None and self.method == "none":
-            raise UsageError(f"--method_strength={self.method_strength} needs --method: one of {', '.join(METHODS)}")
+            names = ", ".join(name for name in own_methods.names() if name != "none")
+            raise UsageError(
+                f"--method_strength={self.method_strength} needs a --method other than none: {names}, or your own, "
+                "package.module:name"
+            )
         self._check_network(network)
         if method.needs_links:
             self._check_units(network)

@@ -5,7 +5,7 @@ A row says what the stream is made by and how many samples each of its rounds ha
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ class StreamChoice(NamedTuple):
 
     make: Callable[["DataSettings", Dataset], task_streams.TaskStream]
     arrivals: Callable[[Any, Amount], tuple[int, ...]]  # the samples of each round
+    settings: tuple[str, ...] = ()  # those of `DataSettings` that are its own
     moves_inputs: bool = False  # it permutes or mixes features
     compiles: tuple[str, ...] = ()  # settings of the host that are compiled into it all the same
 
@@ -57,6 +58,8 @@ def _by_class(settings, amount):
     if settings.samples_per_round is not None:
         raise UsageError("--samples_per_round does not fit --task_stream=class_incremental: see --classes_per_round")
     each, step = amount.samples // amount.classes, settings.classes_per_round
+    if step >= amount.classes:
+        raise UsageError(f"--classes_per_round={step} leaves one round of the {amount.classes} classes; choose fewer")
     return tuple(each * min(seen, amount.classes) for seen in range(step, amount.classes + step, step))
 
 
@@ -78,21 +81,23 @@ STREAMS = {
         lambda settings, data: task_streams.sliding_window(
             _window(settings, amount(settings, data)), _online(settings, amount(settings, data))[0]
         ),
-        _newest, compiles=("samples_per_round",),
+        _newest, settings=("window_size",), compiles=("samples_per_round",),
     ),
     "class_incremental": StreamChoice(
         lambda settings, data: task_streams.class_incremental(data, settings.classes_per_round),
-        _by_class,
+        _by_class, settings=("classes_per_round",),
     ),
     "permuted_inputs": StreamChoice(
         lambda settings, data: task_streams.permuted_inputs(), _the_same, moves_inputs=True
     ),
     "random_labels": StreamChoice(lambda settings, data: task_streams.random_labels(), _the_same),
     "label_noise": StreamChoice(
-        lambda settings, data: task_streams.label_noise(settings.noise_rounds), _in_chunks
+        lambda settings, data: task_streams.label_noise(settings.noise_rounds),
+        _in_chunks, settings=("noise_rounds",),
     ),
     "drifting_inputs": StreamChoice(
-        lambda settings, data: task_streams.drifting_inputs(settings.task_period), _the_same, moves_inputs=True
+        lambda settings, data: task_streams.drifting_inputs(settings.task_period),
+        _the_same, settings=("task_period",), moves_inputs=True,
     ),
 }  # fmt: skip
 PARTS = ("all", "tuning", "final")  # of the samples; the last two have none in common
@@ -139,6 +144,15 @@ def stream(settings: DataSettings, data: Dataset) -> task_streams.TaskStream:
         return STREAMS[settings.task_stream].make(settings, data)
     except ValueError as error:
         raise UsageError(f"--task_stream={settings.task_stream}: {error}") from None
+
+
+def check_own(given: Collection[str], streams_of: Collection[str]) -> None:
+    """Raise a `UsageError` where a flag that was given is of a stream that is not among those that are used."""
+    for name, row in STREAMS.items():
+        for flag in {*row.settings} & {*given} if name not in streams_of else ():
+            raise UsageError(
+                f"--{flag} is of --task_stream={name}, not of {', '.join(sorted(streams_of))}; leave it out"
+            )
 
 
 def which(settings: DataSettings) -> int | None:

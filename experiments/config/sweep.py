@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.config.fields import UsageError
 from experiments.config.settings import FIELDS, RestartSetting, Settings, as_value
+from experiments.config.streams import check_own
 
 Product = Mapping[str, tuple]  # setting -> the values that it takes
 
@@ -104,6 +105,8 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
     """
     base = {name: value for name, value in preset.items() if name != "vary"}
     products = preset.get("vary", ({},))
+    if "contenders" in explicit and not callable(products):
+        raise UsageError("--contenders goes with --experiment=plasticity; see --method")
     if callable(products):
         products, used = products(explicit)
         explicit = {name: values for name, values in explicit.items() if name not in used}
@@ -116,7 +119,8 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
         own = [name for product in products for names in product["restart"] for name in names]
         raise UsageError(f"--restart leaves nothing of this experiment, which has {', '.join(dict.fromkeys(own))}")
     grid = Grid(Settings(**base), vary)
-    _ = grid.variants  # each is checked as it is made
+    variants = grid.variants  # each is checked as it is made
+    check_own(explicit, {name for each in variants for name in (each.task_stream, *(each.with_streams or ()))})
     return grid
 
 

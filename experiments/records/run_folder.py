@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.config.fields import UsageError
+from experiments.config.own_methods import AbsentMethodError
 from experiments.config.sweep import Grid
 from experiments.specs import registry
 from sp_jax.data import folders
@@ -48,7 +49,8 @@ def write_config(folder: pathlib.Path, facts: Mapping[str, Any], start: Mapping[
     is of this process (`provenance.start`): a resumed run's command and versions are added to those that began it.
 
     Raises:
-      UsageError: the folder holds a run of data sets of other sizes, or cannot be written.
+      UsageError: the folder holds a run of data sets of other sizes, or of methods that have changed since, or cannot
+        be written.
     """
     saved = read_if_there(folder) or {}
     for name, count in facts["samples"].items():
@@ -56,6 +58,12 @@ def write_config(folder: pathlib.Path, facts: Mapping[str, Any], start: Mapping[
             raise UsageError(
                 f"--resume: {name} had {saved['samples'][name]:,} samples when the run in {folder} began, now "
                 f"{count:,}; choose another --workdir"
+            )
+    for name, now in facts.get("own_methods", {}).items():
+        if saved.get("own_methods", {}).get(name, now) != now:
+            raise UsageError(
+                f"--resume: the file of {name} or its default_strength is not what it was when the run in {folder} "
+                "began; put it back, or choose another --workdir"
             )
     config = {
         **facts,
@@ -94,6 +102,8 @@ def read_if_there(folder):
             raise ValueError("its checksum does not fit")
         registry.get(config["experiment"])
         _ = Grid.from_json(config).variants
+    except AbsentMethodError as error:
+        raise UsageError(f"the run in {folder} needs its method: {error}; put the module back") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); restore it, or start again in another --workdir") from None
     return config

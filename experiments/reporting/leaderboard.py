@@ -14,6 +14,7 @@ from scipy import stats
 
 from experiments.config import own_methods
 from experiments.config.choices import RESTARTS
+from experiments.config.fields import UsageError
 from experiments.config.settings import RestartSetting, Settings
 from experiments.config.sweep import Trial
 from experiments.records.results import Row, is_lost, text
@@ -80,6 +81,19 @@ def contender(settings: Settings, cell: RestartSetting) -> str:
     words += ["new optimiser"] if settings.optimizer_state == "reset" and cell.restart == "warm_start" else []
     words += ["L2"] if settings.weight_decay and settings.method == "none" else []
     return ", ".join(words) or PLAIN
+
+
+def check_names(trials: Sequence[Trial]) -> None:
+    """Raise a `UsageError` where two contenders have one name, as methods from outside may: one row for both."""
+    found = {}
+    for trial in trials:
+        found.setdefault(contender(trial.settings, trial.cell), set()).add(trial.settings.method)
+    for name, methods in found.items():
+        if len(methods) > 1:
+            both = " and ".join(sorted(methods))
+            raise UsageError(
+                f"--contenders: {both} are both called {name!r} on the board; give each its own Method.label"
+            )
 
 
 def score(stream: str, rows: Sequence[Row]) -> float:

@@ -35,6 +35,11 @@ class LoadedRun:
         """Whether it has all of the experiment's rounds, so that its last ones are the paper's."""
         return self.grid.base.rounds in (None, *(each.get("rounds") for each in self.experiment.presets.values()))
 
+    @property
+    def is_of_the_paper(self) -> bool:
+        """Whether its samples arrive as the paper's do, so that its claims and numbers say something of it."""
+        return {*self.grid.values("task_stream")} == {"growing"} and {*self.grid.values("samples")} == {"all"}
+
     @functools.cached_property
     def board(self) -> leaderboard.Board:
         """The leaderboard of a tuned experiment."""

@@ -51,7 +51,7 @@ def _figures(run):
         options = {**options, "board": run.board} if run.experiment.tuned else options
         made += [(path, draw) for path in draw(run.rows, run.curves, folder, **options)]
     compared, same = comparison.compare(run.experiment.name, run.rows, run.planned)
-    if same and run.has_all_rounds:
+    if same and run.has_all_rounds and run.is_of_the_paper:
         draw = plotting.beside_the_paper
         made += [(path, draw) for path in draw(run.rows, compared, folder)]
     draws = [draw for _, draw in made]
@@ -79,7 +79,7 @@ def _text(run, figures):
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(run),
-        comparison.table(experiment.name, run.rows, run.planned) if run.has_all_rounds else "",
+        comparison.table(experiment.name, run.rows, run.planned) if run.has_all_rounds and run.is_of_the_paper else "",
         "## Settings",
         run.missing(),
         "Settings: " + ", ".join(f"{k} = {several(v)}" for k, v in values.items() if v != (None,)) + ".",
@@ -110,5 +110,7 @@ def _claims(run):
 
 
 def check_claims(run: LoadedRun) -> list[tuple[int, verdicts.Finding]]:
-    """Test the claims of a run's experiment; see `claims.check`."""
+    """Test the claims of a run's experiment; see `claims.check`. There are none for other streams than the paper's."""
+    if not run.is_of_the_paper:
+        return []
     return claims.check(run.experiment.claims, run.rows, run.curves, run.planned, whole=run.has_all_rounds)

@@ -5,11 +5,13 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.config import own_methods
 from experiments.config.fields import UsageError
 from experiments.config.settings import FIELDS, Settings
 from experiments.config.streams import Amount
 from experiments.config.sweep import Grid, Product, Trial, resolve, several
 from experiments.records import run_folder
+from experiments.reporting import leaderboard
 from experiments.running.builder import Builder
 from experiments.specs import registry
 from experiments.specs.base import Experiment, RoundSpec
@@ -66,6 +68,7 @@ class RunPlan(NamedTuple):
         facts = {
             "experiment": self.job.experiment.name,
             **self.job.grid.to_json(),
+            "own_methods": own_methods.fingerprints(self.job.grid.values("method")),
             "samples": self.samples,
             "side_by_side": list(self.side_by_side),
             "arrivals": list(max(visible.values(), key=len)),
@@ -123,6 +126,8 @@ def jobs(
             whole = resolve(experiment.presets[preset], explicit) if preset else None
             asked = {field: whole.asked(field) for field in FIELDS} if whole else explicit
             grid = _resumed(folder, name, saved, asked)
+        if experiment.tuned:
+            leaderboard.check_names(grid.members())
         found.append(Job(experiment, grid, folder))
     return found
 

@@ -14,7 +14,9 @@ from experiments.config.sweep import Trial, several
 from experiments.running import builder
 from experiments.specs.base import RoundSpec
 from sp_jax import diagnostics
-from sp_jax.types import Dataset
+from sp_jax.plasticity.hooks import check_hooks
+from sp_jax.plasticity.methods import METHODS, check_method
+from sp_jax.types import Dataset, HParams
 
 logger = logging.getLogger("sp_jax.experiments")  # whose words reach the terminal
 SMALL = 8  # a last batch of less than this part of a whole one is small
@@ -50,6 +52,7 @@ def plans(
     for settings in sized.values():
         _check_memory(settings, dataset(settings.dataset))
         _check_measures(settings, dataset(settings.dataset))
+        _check_method(settings, dataset(settings.dataset))
     for plan in found:
         _tell_of_small_batches({phase for phases in plan.values() for phase in phases})
         _tell_of_thresholds({phase.settings for phases in plan.values() for phase in phases}, dataset)
@@ -126,6 +129,18 @@ def _check_measures(settings: Settings, data: Dataset):
         diagnostics.plasticity(choices.trainer(settings, data), measures)
     except ValueError as error:
         raise UsageError(f"--measures={','.join(measures)}, --model={settings.model}: {error}") from None
+
+
+def _check_method(settings: Settings, data: Dataset):
+    """Check that each function of a method from outside runs, and returns what it must; ours are tested."""
+    if settings.method in METHODS:
+        return
+    trainer = choices.trainer(settings, data)
+    try:
+        check_method(trainer.method, trainer.model)
+        check_hooks(trainer.method, trainer.model, trainer.optimizer(HParams()), data.batch(2).inputs)
+    except ValueError as error:
+        raise UsageError(f"--method={settings.method}: {error}") from None
 
 
 def _check_devices(per_lane, batch_size):

@@ -69,6 +69,11 @@ PUBLISHED: Mapping[
     "random_labels": {**CIFAR, "samples_per_round": (1_200,), "epochs": (400,), "rounds": (50,)},
     "growing": {**RESNET, "samples_per_round": (1_667,), "epochs": (100,)},
 }
+# What contenders differ in or are tuned over, and so no flag says.
+DECIDED = {
+    "noise_scale", "penalty", "penalty_strength", "samples", "trained", "with_streams",
+    *(name for contender in CONTENDERS.values() for name in contender),
+}  # fmt: skip
 PARTS = {"samples": ("tuning", "final")}
 BASE = {
     "activation": "relu", "batch_size": 16, "optimizer_state": "keep", "statistics": "keep", "restart": ("warm_start",),
@@ -80,17 +85,20 @@ def products(streams: Mapping[str, Mapping[str, tuple]], explicit: Mapping[str, 
     """Return the grid, a product for each stream and contender, and the names of the flags that it has used up.
 
     `explicit` are the flags that were given: `contenders` may name any of `CONTENDERS`, or a method from outside, which
-    is then tuned over its own strength and ten times it; `task_stream` any of the streams.
+    is then tuned over its `strengths` and two learning rates, or four where it has one strength; `task_stream` any of the streams.
 
     Raises:
-      UsageError: an unknown name; `--method`, which is not how contenders are chosen.
+      UsageError: an unknown name; a flag of what contenders differ in.
     """
-    if "method" in explicit or "method_strength" in explicit:
-        raise UsageError("--method does not fit --experiment=plasticity: say --contenders=none,l2_init,…")
+    for name in sorted(DECIDED & {*explicit}):
+        raise UsageError(
+            f"--{name} does not fit --experiment=plasticity, whose contenders differ in it; choose "
+            "them by --contenders=none,l2_init,…"
+        )
     (names,) = explicit.get("contenders", (tuple(CONTENDERS),))
     asked = explicit.get("task_stream", tuple(streams))
     for name in asked:
-        check_choice("--task_stream of this experiment", name, tuple(streams))
+        check_choice("--task_stream", name, tuple(streams))
     alike = len({_compiled(each) for each in streams.values()}) == 1
     parts = {**PARTS, "with_streams": (tuple(streams) if alike else None,)}
     parts |= {name: explicit[name] for name in ("rounds", "samples_per_round") if name in explicit}  # of all streams
@@ -108,9 +116,14 @@ def _candidates(name):
     if name in CONTENDERS:
         return CONTENDERS[name]
     if ":" not in name:
-        check_choice("contender", name, (*CONTENDERS, *own_methods.names()))
-    strength = own_methods.find(name).default_strength
-    return _method(name, *dict.fromkeys((strength, 10 * strength)))
+        names = tuple(dict.fromkeys((*CONTENDERS, *own_methods.names(), "package.module:name")))
+        check_choice("--contenders", name, names)
+    method = own_methods.find(name)
+    strengths = dict.fromkeys(method.strengths or (method.default_strength, 10 * method.default_strength))
+    if len(strengths) > 2:
+        raise UsageError(f"--contenders={name}: the method has {len(strengths)} strengths; expected one or two")
+    rates = {"learning_rate": FOUR_RATES} if len(strengths) == 1 else RATES
+    return _method(name, *strengths) | rates
 
 
 EXPERIMENT = Experiment(

@@ -51,6 +51,7 @@ class Method(NamedTuple):
     restarted: Callable = lambda restart, state: restart(state)
     evaluated: Callable = lambda state: state
     default_strength: float = 0.0
+    strengths: tuple[float, ...] = ()  # one or two that it is tuned over; by default the default one and ten times it
     symbol: str = ""  # of the strength, in the method's paper
     label: str = "none"  # in tables and legends
     needs_links: bool = False  # whether the model must have `links`

@@ -1,9 +1,11 @@
 """The leaderboard: tuning never sees what counts, ties are ties, and a stranger's method joins by its path."""
 
 import dataclasses
+import importlib
 import os
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +35,12 @@ def make():
 
 def broken():
     raise RuntimeError("no such luck")
+
+
+worded = half._replace(default_strength="0.1")
+plain = half._replace(label="plain")
+three = half._replace(strengths=(1.0, 2.0, 3.0))
+summed = half._replace(gradient=lambda state, gradient, strength: jax.tree.map(lambda g: g.sum(), gradient))
 """
 
 
@@ -40,8 +48,15 @@ def broken():
 def own(tmp_path, monkeypatch):
     (tmp_path / "my_own_methods.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    own_methods.find.cache_clear()
+    forget()
     yield "my_own_methods:make"
+    forget()
+
+
+def forget():
+    """What a new process would not know."""
+    sys.modules.pop("my_own_methods", None)
+    importlib.invalidate_caches()
     own_methods.find.cache_clear()
 
 
@@ -158,7 +173,8 @@ def test_a_method_from_outside_joins_by_its_path(own):
     ("name", "line"),
     [
         ("my_own_methods:nothing", "has no attribute 'nothing'"),
-        ("my_own_methods:broken", "no such luck"),
+        ("my_own_methods:broken", "RuntimeError: no such luck"),
+        ("my_own_methods:worded", "default_strength='0.1'; expected a finite number"),
         ("my_own_methods:jax", "expected a sp_jax.plasticity.methods.Method"),
         ("not_there:make", "No module named 'not_there'"),
         ("l2_initt", "did you mean 'l2_init'?"),
@@ -180,13 +196,39 @@ def test_a_registered_method_has_a_name(own, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"method": "l2_init"}, "say --contenders=none,l2_init"),
-        ({"contenders": "l2_int"}, "unknown contender=l2_int; did you mean 'l2_init'?"),
-        ({"task_stream": "label_noise"}, "unknown --task_stream of this experiment=label_noise"),
+        ({"method": "l2_init"}, "choose them by --contenders=none,l2_init"),
+        ({"activation": "tanh"}, "--activation does not fit --experiment=plasticity"),
+        ({"learning_rate": "0.01"}, "--learning_rate does not fit"),
+        ({"contenders": "l2_int"}, "unknown --contenders=l2_int; did you mean 'l2_init'?"),
+        ({"contenders": "none,my_own_methods:plain"}, "my_own_methods:plain and none are both called 'plain'"),
+        ({"contenders": "my_own_methods:three"}, "has 3 strengths; expected one or two"),
+        ({"contenders": "my_own_methods:summed"}, "--method=my_own_methods:summed: the method's gradient returns"),
+        ({"task_stream": "label_noise"}, "(one of permuted_inputs, random_labels, growing)"),
     ],
 )
-def test_mistakes(capsys, tmp_path, given, line):
+def test_mistakes(own, capsys, tmp_path, given, line):
     assert line in fails(capsys, experiment="plasticity", workdir=str(tmp_path / "run"), **given)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_method_that_it_began_with(own, tmp_path, capsys):
+    """On a stream that is not the paper's, of whose claims the report says nothing."""
+    folder, file = tmp_path / "run", tmp_path / "my_own_methods.py"
+    small = {"rounds": "2", "epochs": "1", "seeds": "2", "hidden": "8", "restart": "warm_start,random_init"}
+    call(method=own, task_stream="label_noise", workdir=str(folder), **small)
+    assert "Claims" not in (folder / "report.md").read_text()
+    again = {"resume": True, "workdir": str(folder), "rounds": "3"}
+    rows = (folder / "results.csv").read_bytes()
+    for text, line in ((OWN.replace("strength * g", "strength + g"), "is not what it was"), (None, "needs its method")):
+        forget()
+        file.unlink() if text is None else file.write_text(text)
+        assert line in fails(capsys, **again)
+        assert (folder / "results.csv").read_bytes() == rows
+    file.write_text(OWN)
+    forget()
+    call(**again)
+    assert len(results.read(folder / "results.csv")) == 2 * 2 * 3
 
 
 @pytest.mark.slow

@@ -63,7 +63,10 @@ WRONG = [
     ({"penalty": "confidance"}, "unknown --penalty=confidance; did you mean 'confidence'?"),
     ({"penalty": "confidence", "penalty_strength": -1.0}, "--penalty_strength must be at least 0"),
     ({"method": "l2_int"}, "unknown --method=l2_int; did you mean 'l2_init'?"),
-    ({"method_strength": 0.1}, "--method_strength=0.1 needs --method: one of none, l2_init"),
+    ({"task_stream": "growing", "noise_rounds": 3}, "--noise_rounds is of --task_stream=label_noise, not of growing"),
+    ({"task_stream": "class_incremental", "classes_per_round": 10}, "leaves one round of the 10 classes"),
+    ({"contenders": "none"}, "--contenders goes with --experiment=plasticity"),
+    ({"method_strength": 0.1}, "--method_strength=0.1 needs a --method other than none: l2_init"),
     ({"method": "redo", "method_strength": -1.0}, "--method_strength must be at least 0"),
     (
         {"method": "redo", "model": "logistic"},
