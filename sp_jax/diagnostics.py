@@ -6,7 +6,7 @@ training loop; the guide `experiments/docs/losing_plasticity.md` says what to ma
 one lane, off the hot path: `sweeps.Engine.measure` runs them on all lanes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -74,12 +74,12 @@ def _gradient_norm(trainer, lane, state, data, start, stop):
 
 
 def dormant_share(
-    activations: Mapping[str, chex.Array], *, threshold: chex.Numeric = DORMANT, mask: chex.Array | None = None
+    activations: chex.ArrayTree, *, threshold: chex.Numeric = DORMANT, mask: chex.Array | None = None
 ) -> chex.Array:
     """Compute the share of hidden units that are dormant (Sokar et al. 2023, Definition 3.2): E|h| <= τ · layer's mean.
 
     Args:
-      activations: by layer [B, ..., units], after the activation function.
+      activations: of each layer [B, ..., units], after the activation function, in any pytree.
       threshold: τ; 0 counts dead units.
       mask: [B] booleans, False marks padding.
 
@@ -89,14 +89,14 @@ def dormant_share(
     >>> dormant_share({"hidden": jnp.array([[0.0, 1.0, 2.0, 0.01], [0.0, 3.0, 2.0, 0.01]])})
     Array(0.5, dtype=float32)
     """
-    shares = [dormancy(x, mask) <= threshold for x in activations.values()]
+    shares = [dormancy(x, mask) <= threshold for x in jax.tree.leaves(activations)]
     return jnp.mean(jnp.concatenate(shares), dtype=float)
 
 
 def effective_rank(features: chex.Array) -> chex.Array:
     """Compute the effective rank, exp of the entropy of the singular values over their sum (Roy and Vetterli 2007).
 
-    `features` are [B, F], not centred; the result is a scalar between 1 and min(B, F), 0 where all are zero.
+    `features` are [B, F], or [..., F], not centred; the result is a scalar from 1 to min(B, F), 0 where all are zero.
 
     >>> float(effective_rank(jnp.eye(4)).round(3)), float(effective_rank(jnp.ones((4, 4))).round(3))
     (4.0, 1.0)
@@ -107,7 +107,7 @@ def effective_rank(features: chex.Array) -> chex.Array:
 
 
 def stable_rank(features: chex.Array) -> chex.Array:
-    """Compute the stable rank, ‖A‖²_F / σ₁², of features [B, F]: a scalar, 0 where all are zero.
+    """Compute the stable rank, ‖A‖²_F / σ₁², of features [B, F], or [..., F]: a scalar, 0 where all are zero.
 
     Other authors call `top_singular_values` the stable rank.
     """

@@ -85,7 +85,8 @@ def products(streams: Mapping[str, Mapping[str, tuple]], explicit: Mapping[str, 
     """Return the grid, a product for each stream and contender, and the names of the flags that it has used up.
 
     `explicit` are the flags that were given: `contenders` may name any of `CONTENDERS`, or a method from outside, which
-    is then tuned over its `strengths` and two learning rates, or four where it has one strength; `task_stream` any of the streams.
+    is then tuned over its `strengths` and two learning rates, or four where it has one strength; `task_stream` any of
+    the streams.
 
     Raises:
       UsageError: an unknown name; a flag of what contenders differ in.

@@ -44,7 +44,7 @@ def init_utility(params: chex.ArrayTree, links: Sequence[Link]) -> Utility:
     Raises:
       ValueError: as `check_links`.
     """
-    check_links(params, links)
+    links = check_links(params, links)
     weights = by_path(params)
     kernels = {link.incoming: widen(weights[leaf_path(weights, link.incoming, KERNEL)]) for link in links}
 
@@ -102,7 +102,7 @@ def continual_backprop(
     """
     check_fraction("decay (η)", decay)
     check_fraction("rate (ρ)", rate)
-    check_links(params, links)
+    links = check_links(params, links)
     check_activations(params, activations, links)
     if set(state.age) != {link.incoming for link in links}:
         raise ValueError(f"the state has the layers {sorted(state.age)}, expected those of the links")

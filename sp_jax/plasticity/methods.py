@@ -27,7 +27,7 @@ from sp_jax.plasticity.regularizers import init_singular_vectors, parseval_penal
 from sp_jax.plasticity.rescaling import clip_weights, weight_norms
 from sp_jax.plasticity.rescaling import soft_rescaling as rescale
 from sp_jax.plasticity.snr import init_silence, is_any_silent, observe_silence, replace_silent, update_thresholds
-from sp_jax.plasticity.units import Link, without_biases
+from sp_jax.plasticity.units import without_biases
 from sp_jax.plasticity.upgd import init_weight_utility, weight_utility
 from sp_jax.plasticity.upgd import upgd as protect_useful
 from sp_jax.transforms import gaussian_like
@@ -105,10 +105,6 @@ def _both_restarted(restart, state):
     return hare.replace(memory=hare.memory | memory)
 
 
-def _links(model):
-    return tuple(Link(*link) for link in model.links)
-
-
 def _redraw(model, optimizer, state, replace, due):
     """Redraw units by `replace(fresh_params) -> (params, changed)`, and reset the moments of the changed entries."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.memory["key"]), state.memory["step"])
@@ -131,9 +127,8 @@ def _redo(model, optimizer, state, inputs, mask, strength):
         seen = model.activations(state.params, state.batch_stats, inputs, mask, True)
 
         def replace(fresh):
-            links = _links(model)
-            params, changed = replace_dormant(state.params, fresh, seen, links, threshold=strength, mask=mask)
-            return params, without_biases(changed, links)
+            params, changed = replace_dormant(state.params, fresh, seen, model.links, threshold=strength, mask=mask)
+            return params, without_biases(changed, model.links)
 
         return _redraw(model, optimizer, state, replace, jnp.bool_(True))
 
@@ -141,12 +136,12 @@ def _redo(model, optimizer, state, inputs, mask, strength):
 
 
 def _counter_and_utility(key, model, params, batch_stats):
-    return _step_counter(key, model, params, batch_stats) | {"utility": init_utility(params, _links(model))}
+    return _step_counter(key, model, params, batch_stats) | {"utility": init_utility(params, model.links)}
 
 
 def _continual_backprop(model, optimizer, state, inputs, mask, strength):
     memory = state.memory | {"step": state.memory["step"] + 1}
-    seen, links = model.activations(state.params, state.batch_stats, inputs, mask, True), _links(model)
+    seen, links = model.activations(state.params, state.batch_stats, inputs, mask, True), model.links
     utility = None
 
     def replace(fresh):
@@ -161,7 +156,7 @@ def _continual_backprop(model, optimizer, state, inputs, mask, strength):
 
 
 def _counter_and_silence(key, model, params, batch_stats):
-    silence = {"silence": init_silence(params, _links(model))}
+    silence = {"silence": init_silence(params, model.links)}
     return (
         _step_counter(key, model, params, batch_stats) | silence | {"rounds": jnp.int32(0), "begun": jnp.bool_(False)}
     )
@@ -177,7 +172,7 @@ def _round_ended(restart, state):
 def _reset_silent(model, optimizer, state, inputs, mask, strength):
     """Update the thresholds where they are due, at the first step of the next round, then count the batch, and reset.
     The strength is not known between rounds."""
-    memory, links = state.memory, _links(model)
+    memory, links = state.memory, model.links
     due = memory["rounds"] >= SNR_ROUNDS
     silence = rarely(due, lambda silence: update_thresholds(silence, percentile=strength), memory["silence"])
     seen = model.activations(state.params, state.batch_stats, inputs, mask, True)
@@ -235,7 +230,7 @@ def _parseval_gradient(state, gradient, strength):
 
 def _rescale(model, optimizer, state, inputs, mask, strength):
     norms = state.memory["norms"]
-    return state.replace(params=rescale(state.params, norms, strength=strength, links=_links(model)))
+    return state.replace(params=rescale(state.params, norms, strength=strength, links=model.links))
 
 
 def _check_kernels(key, model, params, batch_stats):

@@ -61,7 +61,7 @@ def redo(
     Raises:
       ValueError: as `replace_units`; activations that are missing or don't fit.
     """
-    check_links(params, links)
+    links = check_links(params, links)
     check_activations(params, activations, links)
     replaced = {link.incoming: dormancy(activations[link.incoming], mask) <= threshold for link in links}
     return replace_units(params, fresh_params, replaced, links)

@@ -69,7 +69,7 @@ def soft_rescaling(
     (Array([[4.5, 6. ]], dtype=float32), Array([ 0.75, -0.75], dtype=float32))
     """
     check_fraction("strength (λ)", strength)
-    check_links(params, links)
+    links = check_links(params, links)
     norms, leaves, layers = weight_norms(params), filters.by_path(params), filters.by_layer(params)
     if set(norms) != set(initial_norms):
         raise ValueError(f"initial_norms are of {sorted(initial_norms)}, expected weight_norms of these parameters")

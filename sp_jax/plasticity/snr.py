@@ -37,7 +37,7 @@ def init_silence(params: chex.ArrayTree, links: Sequence[Link], *, threshold: ch
     Raises:
       ValueError: as `check_links`.
     """
-    check_links(params, links)
+    links = check_links(params, links)
     weights = by_path(params)
     units = {link.incoming: weights[leaf_path(weights, link.incoming, KERNEL)].shape[-1] for link in links}
     return SilenceState(

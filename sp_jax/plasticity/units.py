@@ -34,19 +34,22 @@ class Link(NamedTuple):
     norm: str | None = None  # the normalisation between the two, `scale` or `bias` (`offset`) [units]
 
 
-def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
-    """Check that links fit the parameters.
+def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> tuple[Link, ...]:
+    """Return links, checked to fit the parameters.
 
     Args:
       params: pytree of arrays, nested dictionaries.
-      links: each incoming layer once.
+      links: each incoming layer once; plain tuples, as a network's own `links` may be, become `Link`s.
+
+    Returns:
+      The links.
 
     Raises:
       ValueError: a layer or its kernel is missing, sizes do not fit, two links have one incoming layer, a layer reads
         itself; names the path, the shapes and what was expected.
     """
     shapes = {path: jnp.shape(x) for path, x in by_path(params).items() if is_changeable(x)}
-    seen = set()
+    seen, links = set(), tuple(Link(*link) for link in links)
     for link in links:
         if link.incoming in seen:
             raise ValueError(f"two links have the incoming layer {link.incoming!r}: expected each layer once")
@@ -60,6 +63,7 @@ def check_links(params: chex.ArrayTree, links: Sequence[Link]) -> None:
                     f"{layer!r} needs a kernel of two or more axes, found {found}; the paths are: {some_paths(params)}"
                 )
         _check_sizes(shapes, link)
+    return links
 
 
 def _check_sizes(shapes, link):
@@ -118,7 +122,7 @@ def replace_units(
     >>> new["body"]["kernel"], new["head"]["kernel"][:, 0]
     (Array([[1. , 0.5]], dtype=float32), Array([1., 0.], dtype=float32))
     """
-    check_links(params, links)
+    links = check_links(params, links)
     check_same(params, fresh_params)
     if set(replaced) != {link.incoming for link in links}:
         raise ValueError(f"replaced has the layers {sorted(replaced)}, expected those of the links")
@@ -149,8 +153,8 @@ def replace_units(
 def without_biases(changed: chex.ArrayTree, links: Sequence[Link]) -> chex.ArrayTree:
     """Return `changed`, of `replace_units`, less the biases, whose moments ReDo's authors keep (Sokar et al. 2023)."""
     leaves = by_path(changed)
-    for link in links:
-        path = leaf_path(leaves, link.incoming, BIAS)
+    for incoming, *_ in links:
+        path = leaf_path(leaves, incoming, BIAS)
         if path in leaves:
             leaves[path] = jnp.zeros_like(leaves[path])
     return rebuild(changed, leaves)

@@ -362,7 +362,7 @@ def test_an_mlp_of_other_activations_and_layer_norm_equals_one_by_hand(name, nor
         with pytest.raises(ValueError, match="re-draws hidden units"):
             methods.check_method(methods.redo, model)
     else:
-        plasticity.check_links(params, [plasticity.Link(*link) for link in model.links])
+        plasticity.check_links(params, model.links)
         assert all(len(link) == (3 if norm == "layer" else 2) for link in model.links)
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments.records.results import Row
 from experiments.reporting import leaderboard as boards
@@ -58,6 +59,7 @@ def tasks(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path, *, b
             style.mean_line(ax, _by_task(board[stream, name], stream), **handles[name], label=name)
         ax.set_title(stream.replace("_", " "), fontsize=10)
         ax.set_xlabel("task")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel(_axis(stream))
     found = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     style.legend(figure, list(found.values()), list(found))

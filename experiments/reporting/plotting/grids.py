@@ -102,7 +102,7 @@ def _draw(title, maps):
     figure, axes = style.panels(title, rows=len(maps) // 2, height=1.4 + 0.6 * len(shrinks))
     for i, (ax, (text, boxes)) in enumerate(zip(axes, maps.items(), strict=True)):
         alike = list(maps.values())[i - i % 2 : i - i % 2 + 2] if len(maps) > 2 else [boxes]
-        _map(ax, shrinks, sigmas, boxes, _limits(alike), 2 if "ratio" in text else 1)
+        _map(ax, shrinks, sigmas, boxes, _limits(alike), _digits(boxes))
         ax.set_title(text, fontsize=10)
         ax.set(xlabel=style.NOISE_SCALE, ylabel=style.SHRINK)
     hatches = dict.fromkeys(box.hatch for boxes in maps.values() for box in boxes.values() if box.hatch)
@@ -110,6 +110,12 @@ def _draw(title, maps):
         patches = [Patch(facecolor="white", edgecolor="gray", hatch=hatch) for hatch in hatches]
         style.legend(figure, patches, [MEANINGS[hatch] for hatch in hatches])
     return figure
+
+
+def _digits(boxes):
+    """Return how many digits after the point show three figures of the largest value: 1 of per cents."""
+    largest = max((abs(box.value) for box in boxes.values() if np.isfinite(box.value)), default=0)
+    return 1 if largest >= 10 else 2 if largest >= 1 else 3
 
 
 def _limits(maps):

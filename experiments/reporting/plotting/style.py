@@ -105,9 +105,9 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
 
 
 def thousands(*axes: Axis) -> None:
-    """Format the numbers of an axis with commas: 30,000."""
+    """Format the numbers of an axis with commas, 30,000, and no more digits than they have, 0.5."""
     for axis in axes:
-        axis.set_major_formatter("{x:,.0f}")
+        axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if abs(x) >= 1e5 or x == round(x) else f"{x:,g}")
 
 
 def save(figure: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
