@@ -82,7 +82,7 @@ def explain(result: RoundResult, lost: int, sample: int, state: TrainState) -> s
         return f"{when}the loss of sample {sample}{others} was not finite before the first step: look at its input"
     if np.isfinite(result.train_loss):
         return f"{when}{found or 'a parameter'} was not finite after the last step, while the loss still was"
-    return f"{when}the loss was not finite" + (f", and so is {found}" if found else "")
+    return f"{when}the loss was not finite" + (f", nor is {found}" if found else "")
 
 
 def check_finite(what: str, state: TrainState, advice: str) -> None:

@@ -22,6 +22,7 @@ from experiments.reporting import summary, verdicts
 
 ONLINE = ("permuted_inputs", "drifting_inputs", "random_labels")  # streams that are scored while they are learnt
 LEVEL = 0.05
+FEWEST = 3  # seeds
 RESAMPLES = 2_000  # of the bootstrap over the seeds
 PLAIN = "plain"
 
@@ -300,8 +301,8 @@ RULES = (
     "seeds and other samples. A score is the online accuracy over all of training on streams whose tasks replace one "
     "another, else the validation accuracy after the last round. ± is half a 95 % interval of the mean over the seeds "
     "(Student's t); the rank's interval is a bootstrap over the seeds. * cannot be told from the best of its stream "
-    f"(paired t-tests over the seeds, Holm's correction, level {LEVEL}). Time is measured in this run, on a machine "
-    "that may have done other things."
+    f"(paired t-tests over the seeds, Holm's correction, level {LEVEL}). Time is that of a lane in this run; lanes "
+    "that share a program share its time, so ratios from 0.7 to 1.5 say little of the method."
 )
 
 
@@ -314,6 +315,8 @@ def section(found: Board) -> str:
         for c, verdict, figures in tested
     ]
     parts = ["## Leaderboard", RULES, table(found)]
+    if len({seed for entry in found.values() for seed in entry.scores}) < FEWEST:
+        parts += [f"With fewer than {FEWEST} seeds neither intervals nor stars say much."]
     if tested:
         rule = f"One-sided t-tests, paired by seed, against no difference, Holm's correction over all, level {LEVEL}."
         parts += ["## Published comparisons", rule, summary.markdown(lines)]

@@ -130,7 +130,7 @@ def _candidates(name):
 EXPERIMENT = Experiment(
     name="plasticity",
     paper="(later methods)",
-    summary="methods against the loss of plasticity on three streams of tasks, tuned alike: a leaderboard",
+    summary="methods against the loss of plasticity on streams of tasks, tuned alike: a leaderboard",
     schedule=schedules.online,
     presets={
         "quick": {**BASE, "vary": lambda explicit: products(STREAMS, explicit)},
