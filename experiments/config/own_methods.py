@@ -17,6 +17,7 @@ import inspect
 import math
 import os
 import pathlib
+import sys
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -47,10 +48,9 @@ def find(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    paths = {entry.name: entry.value for entry in _registered()}
     if ":" not in name:
         check_choice("--method", name, names())
-    path = paths.get(name, name)
+    path = _path(name)
     try:
         found = _load(path)
     except ImportError as error:
@@ -77,12 +77,14 @@ def label(name: str) -> str:
 def fingerprints(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return of each method from outside what a run that is gone on with must find again: the checksum of the files
     that its functions are written in, and its default strength."""
-    return {name: _fingerprint(find(name)) for name in sorted({*names} - {*METHODS})}
+    return {name: _fingerprint(name) for name in sorted({*names} - {*METHODS})}
 
 
-def _fingerprint(method):
+def _fingerprint(name):
+    method, module = find(name), sys.modules[_path(name).partition(":")[0]]
     codes = (getattr(inspect.unwrap(f), "__code__", None) for f in method if callable(f))
-    files = sorted({code.co_filename for code in codes if code is not None} - {methods.__file__})
+    files = {code.co_filename for code in codes if code is not None} | {getattr(module, "__file__", None) or ""}
+    files = sorted(files - {methods.__file__})
     content = b"".join(pathlib.Path(file).read_bytes() for file in files if os.path.isfile(file))
     return {"checksum": zlib.crc32(content), "default_strength": method.default_strength}
 
@@ -90,6 +92,10 @@ def _fingerprint(method):
 def _words(error):
     line, kind = first_line(error), type(error).__name__
     return line if line == kind else f"{kind}: {line}"
+
+
+def _path(name):
+    return {entry.name: entry.value for entry in _registered()}.get(name, name)
 
 
 def _load(path):
