@@ -146,13 +146,16 @@ def stream(settings: DataSettings, data: Dataset) -> task_streams.TaskStream:
         raise UsageError(f"--task_stream={settings.task_stream}: {error}") from None
 
 
-def check_own(given: Collection[str], streams_of: Collection[str]) -> None:
+def of_others(names: Collection[str]) -> dict[str, str]:
+    """Return the settings of the streams that are not among these, each with its stream."""
+    return {own: name for name, row in STREAMS.items() if name not in names for own in row.settings}
+
+
+def check_own(given: Collection[str], names: Collection[str]) -> None:
     """Raise a `UsageError` where a flag that was given is of a stream that is not among those that are used."""
-    for name, row in STREAMS.items():
-        for flag in {*row.settings} & {*given} if name not in streams_of else ():
-            raise UsageError(
-                f"--{flag} is of --task_stream={name}, not of {', '.join(sorted(streams_of))}; leave it out"
-            )
+    for flag, name in of_others(names).items():
+        if flag in given:
+            raise UsageError(f"--{flag} is of --task_stream={name}, not of {', '.join(sorted(names))}; leave it out")
 
 
 def which(settings: DataSettings) -> int | None:

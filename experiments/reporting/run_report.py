@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from experiments.config.settings import FIELDS
+from experiments.config.streams import of_others
 from experiments.config.sweep import several
 from experiments.records import results
 from experiments.reporting import claims, comparison, html, leaderboard, loaded_run, plotting, summary, verdicts
@@ -70,7 +71,8 @@ def _text(run, figures):
     config, grid, experiment = run.config, run.grid, run.experiment
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
-    values = {name: grid.values(name) for name in FIELDS}
+    streams = {*grid.values("task_stream"), *(name for names in grid.values("with_streams") for name in names or ())}
+    values = {name: grid.values(name) for name in FIELDS if name not in of_others(streams)}
     lines = [
         f"# {experiment.name} ({experiment.paper.strip('()')})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
