@@ -4,6 +4,7 @@ A row for each program: whether it compiles, how long that takes, the memory it 
 step, beside a plain Flax and optax step of the same shapes, cycles on a TPU, kernels and a roofline on a GPU.
 """
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -145,6 +146,6 @@ def _add(rows, tell, what, target, program, lanes, found, samples, ratio):
     if samples and not found.error:
         ratio = "" if ratio is None else f"{ratio:.2f}"
         costs = (f"{found.amount(target):,} {unit}", ratio, f"{least * 1e3:.3f}", f"{samples / least:,.0f}")
-    compiles = f"no: {found.error}" if found.error else f"{found.seconds:.0f} s"
+    compiles = f"no: {textwrap.shorten(found.error, 80)}" if found.error else f"{found.seconds:.0f} s"
     rows.append((what, target.name, program, str(lanes), compiles, f"{found.bytes / 2**20:,.0f} MiB", *costs))
     tell(" | ".join(rows[-1]))
