@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from experiments.config.fields import UsageError, check_choice
-from sp_jax.errors import first_line
+from sp_jax.errors import first_line, with_kind
 from sp_jax.plasticity import methods
 from sp_jax.plasticity.methods import METHODS, Method
 
@@ -56,7 +56,7 @@ def find(name: str) -> Method:
     except ImportError as error:
         raise AbsentMethodError(f"--method={name}: {path} cannot be used ({first_line(error)})") from None
     except Exception as error:  # a user's module can raise anything
-        raise UsageError(f"--method={name}: {path} cannot be used ({_words(error)})") from None
+        raise UsageError(f"--method={name}: {path} cannot be used ({with_kind(error)})") from None
     if not isinstance(found, Method):
         raise UsageError(
             f"--method={name}: {path} is {type(found).__name__}; expected a sp_jax.plasticity.methods.Method, or a "
@@ -87,11 +87,6 @@ def _fingerprint(name):
     files = sorted(files - {methods.__file__})
     content = b"".join(pathlib.Path(file).read_bytes() for file in files if os.path.isfile(file))
     return {"checksum": zlib.crc32(content), "default_strength": method.default_strength}
-
-
-def _words(error):
-    line, kind = first_line(error), type(error).__name__
-    return line if line == kind else f"{kind}: {line}"
 
 
 def _path(name):

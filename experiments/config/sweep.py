@@ -56,6 +56,11 @@ class Grid(NamedTuple):
         always = {"method": {"none"}, "method_strength": {None}}
         return tuple(f for f, found in values.items() if len(found) > 1 or found != always.get(f, found))
 
+    @property
+    def streams(self) -> set[str]:
+        """The streams of tasks of all variants, and those that they share programs with."""
+        return {name for each in self.variants for name in (each.task_stream, *(each.with_streams or ()))}
+
     def members(self) -> tuple[Trial, ...]:
         """Every cell of every variant, each once."""
         found, varied = {}, self.varied
@@ -119,8 +124,7 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
         own = [name for product in products for names in product["restart"] for name in names]
         raise UsageError(f"--restart leaves nothing of this experiment, which has {', '.join(dict.fromkeys(own))}")
     grid = Grid(Settings(**base), vary)
-    variants = grid.variants  # each is checked as it is made
-    check_own(explicit, {name for each in variants for name in (each.task_stream, *(each.with_streams or ()))})
+    check_own(explicit, grid.streams)  # each variant is checked as it is made
     return grid
 
 

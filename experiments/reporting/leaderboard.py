@@ -6,7 +6,7 @@ the final lanes have other seeds and other samples, and only the chosen setting 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -278,6 +278,11 @@ def words(trial: Trial) -> str:
     settings = trial.settings
     named = settings.task_stream.replace("_", " "), contender(settings, trial.cell), tuned_to(trial)
     return f"{', '.join(named)} ({settings.samples})"
+
+
+def namer(tuned: bool) -> Callable[[Trial], str]:
+    """Return what calls the trials of an experiment, tuned or not, for people."""
+    return words if tuned else lambda trial: trial.label
 
 
 def comparisons(found: Board) -> list[tuple[Comparison, str, str]]:

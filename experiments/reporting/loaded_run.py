@@ -40,6 +40,11 @@ class LoadedRun:
         """Whether its samples arrive as the paper's do, so that its claims and numbers say something of it."""
         return {*self.grid.values("task_stream")} == {"growing"} and {*self.grid.values("samples")} == {"all"}
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether its last rounds stand beside the paper's numbers."""
+        return self.has_all_rounds and self.is_of_the_paper
+
     @functools.cached_property
     def board(self) -> leaderboard.Board:
         """The leaderboard of a tuned experiment."""
@@ -69,7 +74,7 @@ class LoadedRun:
             return ""
         names = [name for name in self.grid.varied if name in self.rows[0]]
         have = {(r["restart"], r["shrink"], r["noise_scale"], *(results.text(r[n]) for n in names)) for r in self.rows}
-        words = leaderboard.words if self.experiment.tuned else lambda trial: trial.label
+        words = leaderboard.namer(self.experiment.tuned)
         absent = [
             words(t)
             for t in self._trials()

@@ -21,7 +21,7 @@ def text(runs: Sequence[LoadedRun]) -> str:
     for run in runs:
         tested += [(number, run.folder.name, finding) for number, finding in check_claims(run)]
         found, same = comparison.compare(run.experiment.name, run.rows, run.planned)
-        if run.has_all_rounds and same and run.is_of_the_paper:
+        if same and run.is_comparable:
             ran = [each for each in found if each.ours is not None]
             compared += ran
             numbers += [(run.folder.name, *comparison.cells(each, same=True), _setting(run)) for each in ran]

@@ -52,7 +52,7 @@ def _figures(run):
         options = {**options, "board": run.board} if run.experiment.tuned else options
         made += [(path, draw) for path in draw(run.rows, run.curves, folder, **options)]
     compared, same = comparison.compare(run.experiment.name, run.rows, run.planned)
-    if same and run.has_all_rounds and run.is_of_the_paper:
+    if same and run.is_comparable:
         draw = plotting.beside_the_paper
         made += [(path, draw) for path in draw(run.rows, compared, folder)]
     draws = [draw for _, draw in made]
@@ -71,8 +71,8 @@ def _text(run, figures):
     config, grid, experiment = run.config, run.grid, run.experiment
     typed = [word for word in config["command"][1:] if not word.startswith("--workdir")]
     synthetic = " The data are synthetic." if {*grid.values("dataset")} & {*EMBEDDED} else ""
-    streams = {*grid.values("task_stream"), *(name for names in grid.values("with_streams") for name in names or ())}
-    values = {name: grid.values(name) for name in FIELDS if name not in of_others(streams)}
+    others = of_others(grid.streams)
+    values = {name: grid.values(name) for name in FIELDS if name not in others}
     lines = [
         f"# {experiment.name} ({experiment.paper.strip('()')})",
         f"{experiment.summary[0].upper()}{experiment.summary[1:]}.{synthetic}",
@@ -81,7 +81,7 @@ def _text(run, figures):
         "## Figures" if figures else "",
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(run),
-        comparison.table(experiment.name, run.rows, run.planned) if run.has_all_rounds and run.is_of_the_paper else "",
+        comparison.table(experiment.name, run.rows, run.planned) if run.is_comparable else "",
         "## Settings",
         run.missing(),
         "Settings: " + ", ".join(f"{k} = {several(v)}" for k, v in values.items() if v != (None,)) + ".",

@@ -34,7 +34,7 @@ def stages(planned: RunPlan) -> Iterator[tuple[sweeps.Group, ...]]:
 
 def labels(planned: RunPlan) -> dict[str, str]:
     """Return what to call each group, for people."""
-    words = leaderboard.words if planned.job.experiment.tuned else lambda trial: trial.label
+    words = leaderboard.namer(planned.job.experiment.tuned)
     return {trial.name: words(trial) for trial in planned.rounds}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from sp_jax import tracing
-from sp_jax.errors import first_line
+from sp_jax.errors import first_line, with_kind
 from sp_jax.plasticity.methods import Method
 from sp_jax.transforms.filters import path_name
 from sp_jax.types import Model, TrainState
@@ -77,13 +77,8 @@ def _shapes(name: str, function: Callable, *args):
         return jax.eval_shape(function, *args)
     except Exception as error:  # a user's function can raise anything
         line = first_line(error)
-        line = line if line.startswith("the method's ") else f"the method's {name} does not run: {_kind(error)}{line}"
+        line = line if line.startswith("the method's ") else f"the method's {name} does not run: {with_kind(error)}"
         raise ValueError(line) from error
-
-
-def _kind(error):
-    name = type(error).__name__
-    return "" if str(error).strip() in ("", name) else f"{name}: "
 
 
 def _check(name, function, args, expected):
