@@ -172,7 +172,7 @@ class NetworkSettings(DataSettings):
         help="own: BatchNorm in the ResNet, LayerNorm in the ViT, none in the others; layer: LayerNorm, in the MLP "
         "before each activation, in the ResNet in place of BatchNorm, in the RNN before the last layer.")
     init: str = setting("torch", fields.NETWORK, choices=INITS,
-        help="Initialisation, and so the noise: torch (the paper's) or flax.")
+        help="Initialisation, and so the noise: torch (the paper's), torch_tanh (with tanh's gain) or flax.")
     # fmt: on
 
 
@@ -198,4 +198,5 @@ def trainer(settings: Any, data: Dataset) -> training.Trainer:
     if settings.augment != "none" and data.inputs.ndim != 4:
         shape = "x".join(map(str, data.inputs.shape[1:]))
         raise fields.UsageError(f"--augment={settings.augment} is for images, but samples of {data.name} are {shape}")
-    return made._replace(augment=AUGMENTATIONS[settings.augment], stream=stream(settings, data))
+    seen = {"augment": AUGMENTATIONS[settings.augment], "stream": stream(settings, data), "shuffle": settings.shuffle}
+    return made._replace(**seen)

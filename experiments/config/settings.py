@@ -29,6 +29,7 @@ from sp_jax.augmentation import AUGMENTATIONS
 from sp_jax.diagnostics import MEASURES
 from sp_jax.plasticity.methods import METHODS
 from sp_jax.restarts import OPTIMIZER_STATES, STATISTICS
+from sp_jax.training import SHUFFLES
 
 TUNING = 1_000_000  # the first of the seeds that tune
 _STRONG = {name: method.symbol for name, method in METHODS.items() if method.symbol}
@@ -67,6 +68,8 @@ class Settings(choices.NetworkSettings):
     weight_decay: float = setting(0.0, TRAINING, TRACED, unit="times θ", help="Coupled L2: added to the gradient.")
     augment: str = setting("none", TRAINING, choices=AUGMENTATIONS,
         help="Of each batch of images in training: one of {choices}.")
+    shuffle: str = setting("epoch", TRAINING, choices=SHUFFLES,
+        help="When samples are put into another order: in each epoch, once a round, or never after they arrive.")
     penalty: str = setting("none", TRAINING, choices=choices.PENALTIES,
         help="Added to the loss: one of {choices}; for L2 see --weight_decay.")
     penalty_strength: float = setting(0.0, TRAINING, TRACED, unit="times nats, or pixels", symbol="β, ε",

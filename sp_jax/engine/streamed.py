@@ -24,7 +24,6 @@ from sp_jax.engine.engine import Engine
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import Programs, layout
 from sp_jax.engine.source import restart_lane
-from sp_jax.random import Purpose, key_for
 from sp_jax.training import EVALUATION_BATCH, Lane, Trainer
 from sp_jax.types import Batches, Dataset, Evaluation, Progress, StopReason
 
@@ -229,7 +228,7 @@ class Streamed:
 
     def _order_lane(self, lane, epoch, round_, num_visible):
         size = self._trainer.batch_size
-        key = key_for(lane.seed, Purpose.SHUFFLE, round_, epoch)
+        key = training.shuffle_key(self._trainer, lane, round_, epoch)
         return training.epoch_order(key, lane.order, num_visible, -(-lane.order.shape[0] // size) * size)
 
     def _advance_lane(self, fed, progress, first, round_, num_visible, epoch_limit):

@@ -46,7 +46,7 @@ class BiRNN(nn.Module):
 
     def _embedding_init(self):
         """Return the embedding's initialiser as a keyword argument; PyTorch's is N(0, 1)."""
-        return {"embedding_init": nn.initializers.normal(1.0)} if self.initialization == "torch" else {}
+        return {"embedding_init": nn.initializers.normal(1.0)} if self.initialization != "flax" else {}
 
     def _cell(self, name, features):
         init = initializers(self.initialization, self.width)

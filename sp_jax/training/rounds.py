@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from sp_jax.random import Purpose, key_for
 from sp_jax.training.evaluation import evaluate_lane
 from sp_jax.training.optimizers import at_epoch
-from sp_jax.training.shuffling import epoch_order
+from sp_jax.training.shuffling import SHUFFLES, epoch_order
 from sp_jax.training.steps import train_batches
 from sp_jax.training.trainer import Lane, Trainer
+from sp_jax.transforms import check_choice
 from sp_jax.types import Dataset, Progress, StopReason, TrainState
 
 
@@ -18,7 +19,7 @@ def train_epoch(
     lane: Lane,
     data: Dataset,
     state: TrainState,
-    key: chex.PRNGKey,
+    key: chex.PRNGKey | None,
     num_visible: chex.Numeric,
     *,
     count: chex.Numeric | None = None,
@@ -31,7 +32,7 @@ def train_epoch(
       lane: one lane.
       data: all samples, on the device.
       state: before the epoch.
-      key: consumed by the shuffle.
+      key: consumed by the shuffle; None keeps the order of arrival.
       num_visible: int scalar, how many samples have arrived.
       count: int scalar, how many of them to visit, by default all.
       augment_key: consumed by the augmentation, where there is one.
@@ -78,7 +79,7 @@ def train_round(
         return (progress.stop_reason == StopReason.RUNNING.value) & (progress.epoch < epoch_limit)
 
     def epoch(progress):
-        key = key_for(lane.seed, Purpose.SHUFFLE, round_, progress.epoch)
+        key = shuffle_key(trainer, lane, round_, progress.epoch)
         decayed = arranged.replace(hparams=at_epoch(lane.hparams, progress.epoch))
         count, spent = lane.convergence.allowed(progress.epoch, num_visible, trainer.batch_size)
         augment = augment_key(lane, round_, progress.epoch)
@@ -89,6 +90,18 @@ def train_round(
         return lane.convergence.update(progress.replace(state=state), *means, spent=spent, evaluation=evaluation)
 
     return jax.lax.while_loop(running, epoch, progress)
+
+
+def shuffle_key(trainer: Trainer, lane: Lane, round_: chex.Numeric, epoch: chex.Numeric) -> chex.PRNGKey | None:
+    """Return the key that shuffles an epoch of a lane, or None where its samples keep the order of arrival.
+
+    Raises:
+      ValueError: the trainer's `shuffle` is none of `SHUFFLES`.
+    """
+    check_choice("shuffle", trainer.shuffle, SHUFFLES)
+    if trainer.shuffle == "never":
+        return None
+    return key_for(lane.seed, Purpose.SHUFFLE, round_, epoch if trainer.shuffle == "epoch" else 0)
 
 
 def augment_key(lane: Lane, round_: chex.Numeric, epoch: chex.Numeric) -> chex.PRNGKey:

@@ -6,12 +6,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
+SHUFFLES = ("epoch", "round", "never")  # when samples are put into another order
 
-def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric, length: int) -> chex.Array:
+
+def epoch_order(key: chex.PRNGKey | None, order: chex.Array, num_visible: chex.Numeric, length: int) -> chex.Array:
     """Shuffle the samples of one epoch: those that have arrived come first, each once.
 
     Args:
-      key: consumed.
+      key: consumed; None keeps the order of arrival.
       order: [T] indices in the order of arrival.
       num_visible: int scalar, how many have arrived; may be traced.
       length: of the result, at least T.
@@ -20,6 +22,8 @@ def epoch_order(key: chex.PRNGKey, order: chex.Array, num_visible: chex.Numeric,
       [length] indices; from position `num_visible` on they mean nothing.
     """
     sizes, padded = _sizes(order.shape[0]), jnp.pad(order, (0, length - order.shape[0]))
+    if key is None:
+        return padded
 
     def shuffled(size):
         bits = jax.random.bits(key, (size,), jnp.uint32) >> 1  # each number depends on its place alone

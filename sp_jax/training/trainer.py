@@ -44,6 +44,7 @@ class Trainer(NamedTuple):
     task: tasks.Task = tasks.classification
     augment: Callable | None = None  # `augment(key, inputs)` of a batch in training, pure, to inputs of the same shapes
     stream: task_streams.TaskStream = task_streams.growing  # what the samples of a round are
+    shuffle: str = "epoch"  # one of `SHUFFLES`
 
     def zero_sums(self, data: Dataset) -> Sums:
         """Return what is summed over samples, of none."""

@@ -30,7 +30,7 @@ OTHER = {  # another value of each setting
     "statistics": "keep", "optimizer_state": "keep", "trained": "head", "restart_first": True, "seeds": 2,
     "augment": "flip", "samples": "tuning", "task_stream": "random_labels", "window_size": 7, "classes_per_round": 2,
     "noise_rounds": 7, "task_period": 7, "tuning_seeds": 3, "with_streams": ("growing", "random_labels"),
-    "contenders": ("none",), "steps": 7, "measures": ("online_accuracy",),
+    "contenders": ("none",), "steps": 7, "shuffle": "never", "measures": ("online_accuracy",),
     "samples_per_round": 7, "first_fraction": 0.25, "first_learning_rate": 0.5, "first_batch_size": 7,
     "first_epochs": 7, "rounds": 7, "train_accuracy": 0.5, "patience": 7, "max_epochs": 7, "epochs": 7, "curves": True,
     "keep_networks": "none",

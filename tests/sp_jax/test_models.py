@@ -136,11 +136,23 @@ def test_torch_initialisation_is_uniform_in_one_over_the_root_of_fan_in(module):
     assert float(jnp.std(params["head"]["bias"])) > 0
 
 
+def test_tanhs_gain_is_of_the_weights_alone():
+    """As `torch.nn.init.kaiming_uniform_(weight, nonlinearity="tanh")`: deviation 5/3 over the root of the fan-in."""
+    module = models.MLP(10, (200, 100), initialization="torch_tanh")
+    params, _ = jax.jit(models.from_module(module, PIXELS).init)(jax.random.key(0))
+    plain, _ = jax.jit(models.from_module(module.clone(initialization="torch"), PIXELS).init)(jax.random.key(0))
+    for name, layer in params.items():
+        spread = 5 / 3 * layer["kernel"].shape[0] ** -0.5
+        assert float(jnp.std(layer["kernel"])) == pytest.approx(spread, rel=0.05)
+        assert float(jnp.abs(layer["kernel"]).max()) == pytest.approx(3**0.5 * spread, rel=0.01)
+        np.testing.assert_array_equal(layer["bias"], plain[name]["bias"])
+
+
 def test_flax_initialisation_and_unknown_ones():
     params, _ = jax.jit(models.from_module(models.MLP(10, initialization="flax"), PIXELS).init)(jax.random.key(0))
     assert (params["head"]["bias"] == 0).all()
     assert float(jnp.std(params["hidden_0"]["kernel"])) == pytest.approx(3072**-0.5, rel=0.05)
-    with pytest.raises(ValueError, match="init must be one of torch, flax, got 'keras'"):
+    with pytest.raises(ValueError, match="init must be one of torch, torch_tanh, flax, got 'keras'"):
         models.from_module(models.MLP(10, initialization="keras"), PIXELS).init(jax.random.key(0))
 
 

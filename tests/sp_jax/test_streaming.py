@@ -69,6 +69,14 @@ def test_a_resnet_has_its_statistics_recalibrated_from_the_stream():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shuffle", ["round", "never"])
+def test_a_stream_is_shuffled_when_it_is_said(shuffle):
+    lanes = sweeps.make_lanes([0], HParams(0.01, 0.0, 0.5, 0.1), Convergence.exactly(3), 300)
+    engines = both(TRAINER._replace(shuffle=shuffle), SMALL, 1, block_bytes=BLOCK)
+    assert_same(engines, lanes, (70, 150), restarts.make_restart(restarts.shrink_perturb))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [{"batches_per_chunk": 3}, {"arrivals": (45, 100, 150)}])
 def test_dash_sweeps_the_stream_for_the_hare_and_for_the_tortoise(chunks):
     trainer = TRAINER._replace(method=METHODS["hare_tortoise"], optimizer=training.sgd)

@@ -1,6 +1,7 @@
 """ONE lane: the engine's arithmetic against NumPy, masks, convergence, chunks."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,21 +67,22 @@ def start(trainer, lane, dtype=jnp.float32):
     return Progress.start(jax.tree.map(cast, state))
 
 
-def both(name, optimizer, dtype, epochs, num_visible, batch_size=16, threshold=2.0):
+def both(name, optimizer, dtype, epochs, num_visible, batch_size=16, threshold=2.0, shuffle="epoch"):
     """The same round by the engine and by NumPy."""
     module, layers = NETWORKS[name]
     make, reference, learning_rate = OPTIMIZERS[optimizer]
     data = problem(dtype)
     convergence = Convergence(train_accuracy=threshold, max_epochs=epochs)
     lane = lane_of(data, HParams(learning_rate, 0.003), convergence)
-    trainer = Trainer(models.from_module(module, data.inputs.astype(np.float32)), make, batch_size)
+    trainer = Trainer(models.from_module(module, data.inputs.astype(np.float32)), make, batch_size, shuffle=shuffle)
     progress = start(trainer, lane, dtype)
     copy = lambda tree: jax.tree.map(np.float64, tree)  # noqa: E731
     net = numpy_reference.Net(layers, copy(progress.state.params), copy(progress.state.batch_stats))
     orders = []
     for epoch in range(epochs):
-        key = key_for(lane.seed, Purpose.SHUFFLE, 2, epoch)
-        orders.append(np.asarray(training.epoch_order(key, lane.order, num_visible, 64))[:num_visible])
+        key = key_for(lane.seed, Purpose.SHUFFLE, 2, epoch if shuffle == "epoch" else 0)
+        shuffled = lane.order if shuffle == "never" else training.epoch_order(key, lane.order, num_visible, 64)
+        orders.append(np.asarray(shuffled)[:num_visible])
     result = numpy_reference.train_round(
         net, reference(learning_rate, 0.003), data.inputs.astype(np.float64), data.labels, orders, batch_size, threshold
     )
@@ -106,6 +108,16 @@ def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
         check = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-8)  # noqa: E731
         jax.tree.map(check, progress.state.params, net.params)
         jax.tree.map(check, progress.state.batch_stats, net.stats)
+
+
+@pytest.mark.parametrize("shuffle", [*training.SHUFFLES, "daily"])
+def test_samples_are_shuffled_when_it_is_said(shuffle):
+    if shuffle == "daily":
+        with pytest.raises(ValueError, match="shuffle must be one of epoch, round, never, got 'daily'"):
+            both("logistic", "sgd", np.float32, 3, 41, shuffle=shuffle)
+        return
+    progress, net, _ = both("logistic", "sgd", np.float32, 3, 41, shuffle=shuffle)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), progress.state.params, net.params)
 
 
 @pytest.mark.parametrize(("name", "optimizer"), pairs(("logistic", "adam")))
