@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.config.choices import LABELS
-from experiments.records.results import Row
+from experiments.records.results import Row, text
 from experiments.reporting import paper_numbers, summary
 from experiments.reporting.summary import TASK, Line, LineSummary, Plan
 from experiments.specs import registry
@@ -68,6 +68,10 @@ ERRORS = (
     f"± is the sample deviation over the seeds (the paper's {paper_numbers.SEEDS}, ours in the last column). A "
     "difference is also in standard errors of itself, as these deviations give them."
 )
+APART = (
+    "Ranked by how far they lie apart, in points: the root of the mean square of the differences to the paper's "
+    "numbers. What is nearest need not be what the paper had."
+)
 
 
 def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | None = None) -> str:
@@ -85,6 +89,35 @@ def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | N
     note = "" if same else f"Ours are of {ours}, not of the paper's data: read the order, not the numbers.\n\n"
     parts = [summary.markdown(found), f"{ERRORS} Times are ratios to random init."] if ran else []
     return f"## Beside the paper\n\n{note}" + "\n\n".join([*parts, *([rest] if len(ran) < len(compared) else [])])
+
+
+def nearest(experiment: str, rows: Sequence[Row]) -> str:
+    """Make the table of the variants of a run, those nearest to an experiment's printed accuracies first; empty where
+    the tasks are not the paper's, or the variants have no number in common."""
+    names = [name for name in summary.varied(rows) if name not in TASK]
+    variants: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        variants.setdefault(tuple(text(row[name]) for name in names), []).append(row)
+    compared = [compare(experiment, found)[0] for found in variants.values()]
+    columns = [each for each in zip(*compared, strict=True) if all(c.ours is not None for c in each)]
+    if not columns or not compare(experiment, rows)[1]:
+        return ""
+    numbers, ours = [column[0].number for column in columns], np.array([[c.ours for c in each] for each in columns]).T
+    apart = np.sqrt(np.mean((ours - [number.value for number in numbers]) ** 2, axis=1))
+    lines = [(*names, *_columns(numbers), "apart"), ("the paper", *[""] * (len(names) - 1), *_percent(numbers), "")]
+    for i in np.argsort(apart, kind="stable"):
+        lines.append((*list(variants)[i], *(f"{value:.1f} %" for value in ours[i]), f"{apart[i]:.1f}"))
+    return f"## Nearest to the paper\n\n{APART}\n\n{summary.markdown(lines)}"
+
+
+def _percent(numbers):
+    return [f"{number.value:.1f} %" for number in numbers]
+
+
+def _columns(numbers):
+    """Describe numbers by what differs between them."""
+    same = [name for name in numbers[0].where if len({n.where[name] for n in numbers}) == 1]
+    return [_what(n._replace(where={k: v for k, v in n.where.items() if k not in same})) for n in numbers]
 
 
 def count(compared: Sequence[Compared]) -> str:

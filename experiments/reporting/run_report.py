@@ -82,6 +82,7 @@ def _text(run, figures):
         *(f"![{caption}](figures/{path.name})" for path, caption in figures),
         _claims(run),
         comparison.table(experiment.name, run.rows, run.planned) if run.is_comparable else "",
+        comparison.nearest(experiment.nearest_to, run.rows) if experiment.nearest_to and run.is_comparable else "",
         "## Settings",
         run.missing(),
         "Settings: " + ", ".join(f"{k} = {several(v)}" for k, v in values.items() if v != (None,)) + ".",

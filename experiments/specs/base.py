@@ -29,6 +29,7 @@ class Experiment(NamedTuple):
     figures: tuple[tuple[str, Mapping[str, Any]], ...]  # functions of `experiments.reporting.plotting`, with arguments
     over: tuple[str, ...] = ()  # settings that the figures are drawn over: columns of results.csv in any case
     claims: tuple[int, ...] = ()  # of `experiments.reporting.claims`
+    nearest_to: str | None = None  # the experiment whose printed numbers its variants are ranked by
     gradient_norms: bool = False  # of old and new data after each epoch of the second round, into curves.csv
     tuned: bool = False  # trials of --samples=tuning choose which of --samples=final are run; a leaderboard
     similarity: bool = False  # of each round's solution to its start: more columns of results.csv

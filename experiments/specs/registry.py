@@ -10,7 +10,7 @@ NAMES = (  # in the order of the paper; `online` is the default, `two_phase` one
     "figure1", "table1", "online", "online_svhn", "online_mlp", "online_mlp_svhn", "online_weight_decay",
     "online_weight_decay_svhn", "hyperparameters", "early_switch", "regularization", "noise_only", "last_layer",
     "gradient_balance", "shrink_only", "pretraining", "first_fraction", "forgetting", "static", "online_imdb",
-    "online_last_layer", "online_schedule", "two_phase", "methods", "class_incremental", "plasticity",
+    "online_last_layer", "online_schedule", "two_phase", "mlp_shapes", "methods", "class_incremental", "plasticity",
 )  # fmt: skip
 EXPERIMENTS = {name: importlib.import_module(f"experiments.specs.{name}").EXPERIMENT for name in NAMES}
 
