@@ -129,8 +129,9 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
 
 
 def several(values: Sequence[Any]) -> str:
-    """Return values as they are typed, with commas."""
-    return ",".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+    """Return values as they are typed, with commas; where one value has commas, with `and` between the values."""
+    typed = [",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
+    return (" and " if any("," in one for one in typed) else ",").join(typed)
 
 
 def _override(product, explicit):

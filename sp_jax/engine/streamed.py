@@ -24,12 +24,12 @@ from sp_jax.engine.engine import Engine
 from sp_jax.engine.lanes import check_count
 from sp_jax.engine.program import Programs, layout
 from sp_jax.engine.source import restart_lane
-from sp_jax.training import EVALUATION_BATCH, Lane, Trainer
+from sp_jax.training import EVALUATION_BATCH, Lane, Trainer, convergence
 from sp_jax.types import Batches, Dataset, Evaluation, Progress, StopReason
 
 BLOCK_BYTES = 2**22  # of samples that a device is sent at a time, for all its lanes together
 THREADS = 2  # that gather blocks, and the blocks that they are ahead
-NO_LIMIT = np.int32(2**31 - 1)
+NO_LIMIT = np.int32(convergence.NO_LIMIT)
 
 
 @struct.dataclass
