@@ -299,5 +299,7 @@ def _word(name, value):
     """Return a setting in words: data set, model, optimiser and method by value alone, `trained` as in Table 5."""
     if name == "trained":
         return {"head": "LL (head only)", "head_then_all": "LL+WS (head, then all)"}.get(value, "all")
+    if name == "bias":
+        return "bias" if value == "true" else "no bias"
     words = LABELS.get(value, value if ":" in value else value.replace("_", " "))  # a path stays as it is
     return words if name in (*TASK, "method") else f"{name.replace('_', ' ')} {value}"

@@ -4,7 +4,8 @@ Two and three hidden layers of 100 units, with and without bias; their weights w
 which they arrived, never shuffled. All else is as in `table1`, by SGD and Adam; the report ranks them by how far they
 lie from the paper's numbers.
 
-Quick: `mixture`, Adam, 100 epochs at most, two seeds. It ranks by numbers of other data, so it only shows the table.
+Quick: `mixture`, Adam, 100 epochs at most, two seeds; a minute. Expect: 62.3 % from random init, 59.9 % without bias,
+50.6 % with tanh's gain; no ranking, as the paper has no numbers for these data.
 """
 
 from experiments.specs import presets, schedules

@@ -25,7 +25,9 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     """Tables 1 and 5 as a picture: accuracy and cost of the last round of each seed, mean and sample deviation."""
     del curves
     lines = by_line(rows)
-    figure, (left, right) = style.panels(style.title(rows), height=1.6 + 0.34 * len(lines))
+    names = [label(line) for line in lines]
+    width = 5 + 0.04 * max(0, max(map(len, names)) - 30)  # inches; long names take it from the panels
+    figure, (left, right) = style.panels(style.title(rows), height=1.6 + 0.34 * len(lines), width=width)
     for i, found in enumerate(lines.values()):
         final_rows = last_round(found)
         looks = style.line_style(i) | {"linestyle": ""}
@@ -36,7 +38,7 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
             axes.plot(values, [i] * len(values), markersize=4, alpha=0.45, **looks)
             axes.errorbar(np.mean(values), i, xerr=style.deviation(values), markersize=8, capsize=3, **looks)
     for axes in (left, right):
-        axes.set_yticks(range(len(lines)), [label(line) for line in lines])
+        axes.set_yticks(range(len(lines)), names)
         axes.set_ylim(len(lines) - 0.5, -0.5)
     right.tick_params(labelleft=False)
     left.set_xlabel("validation accuracy after the last round (%)")
