@@ -92,32 +92,34 @@ def table(experiment: str, rows: Sequence[Row], planned: Mapping[Line, Plan] | N
 
 
 def nearest(experiment: str, rows: Sequence[Row]) -> str:
-    """Make the table of the variants of a run, those nearest to an experiment's printed accuracies first; empty where
-    the tasks are not the paper's, or the variants have no number in common."""
+    """Make a table for each task: the variants of a run, those nearest to an experiment's printed accuracies first;
+    empty where the tasks are not the paper's, or the variants have no number in common."""
     names = [name for name in summary.varied(rows) if name not in TASK]
+    tasks: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        tasks.setdefault(tuple(row[name] for name in TASK), []).append(row)
+    ranked = {", ".join(task): _ranking(experiment, names, found) for task, found in tasks.items()}
+    parts = [f"{task}:\n\n{summary.markdown(lines)}" for task, lines in ranked.items() if lines]
+    return "\n\n".join(["## Nearest to the paper", APART, *parts]) if parts else ""
+
+
+def _ranking(experiment, names, rows):
+    """Return the cells of one task's table; none without a number of the paper that all variants have."""
     variants: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         variants.setdefault(tuple(text(row[name]) for name in names), []).append(row)
     compared = [compare(experiment, found)[0] for found in variants.values()]
     columns = [each for each in zip(*compared, strict=True) if all(c.ours is not None for c in each)]
     if not columns or not compare(experiment, rows)[1]:
-        return ""
+        return []
     numbers, ours = [column[0].number for column in columns], np.array([[c.ours for c in each] for each in columns]).T
-    apart = np.sqrt(np.mean((ours - [number.value for number in numbers]) ** 2, axis=1))
-    lines = [(*names, *_columns(numbers), "apart"), ("the paper", *[""] * (len(names) - 1), *_percent(numbers), "")]
+    heads = [_what(n._replace(where={"restart": n.where["restart"]})) for n in numbers]
+    printed = [f"{n.value:.1f} %" for n in numbers]
+    apart = np.sqrt(np.mean((ours - [n.value for n in numbers]) ** 2, axis=1))
+    lines = [(*names, *heads, "apart"), ("the paper", *[""] * (len(names) - 1), *printed, "")]
     for i in np.argsort(apart, kind="stable"):
         lines.append((*list(variants)[i], *(f"{value:.1f} %" for value in ours[i]), f"{apart[i]:.1f}"))
-    return f"## Nearest to the paper\n\n{APART}\n\n{summary.markdown(lines)}"
-
-
-def _percent(numbers):
-    return [f"{number.value:.1f} %" for number in numbers]
-
-
-def _columns(numbers):
-    """Describe numbers by what differs between them."""
-    same = [name for name in numbers[0].where if len({n.where[name] for n in numbers}) == 1]
-    return [_what(n._replace(where={k: v for k, v in n.where.items() if k not in same})) for n in numbers]
+    return lines
 
 
 def count(compared: Sequence[Compared]) -> str:
