@@ -144,7 +144,7 @@ def seeds_of(rows: Sequence[Row]) -> int:
 def label(line: Line, without: Sequence[str] = ()) -> str:
     """Return a readable name of a line: `mlp, sgd, shrink-perturb λ=0.6 σ=0.01`."""
     shown = [(name, value) for name, value in line.variant if value not in ("None", "") and name not in without]
-    words = [_word(name, value) for name, value in shown if (name, value) != ("method", "none")]
+    words = [_word(name, value) for name, value in shown if (name, value) not in (("method", "none"), ("bias", "true"))]
     cell = line.cell
     restart = LABELS.get(cell.restart, cell.restart.replace("_", " ")) + cell.amounts(without)
     return ", ".join([*words, restart])
@@ -300,6 +300,6 @@ def _word(name, value):
     if name == "trained":
         return {"head": "LL (head only)", "head_then_all": "LL+WS (head, then all)"}.get(value, "all")
     if name == "bias":
-        return "bias" if value == "true" else "no bias"
+        return "no bias"
     words = LABELS.get(value, value if ":" in value else value.replace("_", " "))  # a path stays as it is
     return words if name in (*TASK, "method") else f"{name.replace('_', ' ')} {value}"
