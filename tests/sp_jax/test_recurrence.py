@@ -50,7 +50,7 @@ def test_lanes_side_by_side_are_as_alone():
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-6), found, alone)
 
 
-@pytest.mark.parametrize("init", ["torch", "torch_tanh", "flax"])
+@pytest.mark.parametrize("init", ["torch", pytest.param("torch_tanh", marks=pytest.mark.slow), "flax"])
 def test_the_network_has_the_parameters_of_flaxs_layers(init):
     class Plain(nn.Module):
         @nn.compact

@@ -110,7 +110,7 @@ def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
         jax.tree.map(check, progress.state.batch_stats, net.stats)
 
 
-@pytest.mark.parametrize("shuffle", [*training.SHUFFLES, "daily"])
+@pytest.mark.parametrize("shuffle", [pytest.param("round", marks=pytest.mark.slow), "never", "daily"])
 def test_samples_are_shuffled_when_it_is_said(shuffle):
     if shuffle == "daily":
         with pytest.raises(ValueError, match="shuffle must be one of epoch, round, never, got 'daily'"):
