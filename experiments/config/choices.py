@@ -198,5 +198,5 @@ def trainer(settings: Any, data: Dataset) -> training.Trainer:
     if settings.augment != "none" and data.inputs.ndim != 4:
         shape = "x".join(map(str, data.inputs.shape[1:]))
         raise fields.UsageError(f"--augment={settings.augment} is for images, but samples of {data.name} are {shape}")
-    seen = {"augment": AUGMENTATIONS[settings.augment], "stream": stream(settings, data), "shuffle": settings.shuffle}
-    return made._replace(**seen)
+    augment = AUGMENTATIONS[settings.augment]
+    return made._replace(augment=augment, stream=stream(settings, data), shuffle=settings.shuffle)

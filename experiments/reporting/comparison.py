@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.config.choices import LABELS
-from experiments.records.results import Row, text
+from experiments.records.results import Row
 from experiments.reporting import paper_numbers, summary
 from experiments.reporting.summary import TASK, Line, LineSummary, Plan
 from experiments.specs import registry
@@ -95,9 +95,7 @@ def nearest(experiment: str, rows: Sequence[Row]) -> str:
     """Make a table for each task: the variants of a run, those nearest to an experiment's printed accuracies first;
     empty where the tasks are not the paper's, or the variants have no number in common."""
     names = [name for name in summary.varied(rows) if name not in TASK]
-    tasks: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        tasks.setdefault(tuple(row[name] for name in TASK), []).append(row)
+    tasks = summary.grouped(rows, TASK)
     ranked = {", ".join(task): _ranking(experiment, names, found) for task, found in tasks.items()}
     parts = [f"{task}:\n\n{summary.markdown(lines)}" for task, lines in ranked.items() if lines]
     return "\n\n".join(["## Nearest to the paper", APART, *parts]) if parts else ""
@@ -105,12 +103,10 @@ def nearest(experiment: str, rows: Sequence[Row]) -> str:
 
 def _ranking(experiment, names, rows):
     """Return the cells of one task's table; none without a number of the paper that all variants have."""
-    variants: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        variants.setdefault(tuple(text(row[name]) for name in names), []).append(row)
-    compared = [compare(experiment, found)[0] for found in variants.values()]
+    variants = summary.grouped(rows, names)
+    compared, same = zip(*(compare(experiment, found) for found in variants.values()), strict=True)
     columns = [each for each in zip(*compared, strict=True) if all(c.ours is not None for c in each)]
-    if not columns or not compare(experiment, rows)[1]:
+    if not columns or not all(same):
         return []
     numbers, ours = [column[0].number for column in columns], np.array([[c.ours for c in each] for each in columns]).T
     heads = [_what(n._replace(where={"restart": n.where["restart"]})) for n in numbers]

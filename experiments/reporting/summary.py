@@ -21,6 +21,7 @@ FREE = (
     "first_epochs", "first_batch_size", "first_learning_rate", "first_fraction", "trained", "method", "method_strength",
 )  # fmt: skip
 FAR_BELOW = 5  # points of accuracy
+UNSAID = (("method", "none"), ("bias", "true"))  # in the name of a line
 MISSING = "-"
 DEVIATION = "± is the sample deviation over the seeds."
 
@@ -86,6 +87,14 @@ def by_line(rows: Sequence[Row]) -> dict[Line, list[Row]]:
     return lines
 
 
+def grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by their values of some columns, as text, in the order in which they first appear."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(text(row[name]) for name in names), []).append(row)
+    return groups
+
+
 def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]:
     """Return the rows without those of lanes that ended a round by NaN, by the rows of `results.csv`.
 
@@ -101,11 +110,12 @@ def sound(rows: Sequence[Row], wanted: Sequence[Row] | None = None) -> list[Row]
 
 def complete(rows: Sequence[Row], rounds: int) -> list[Row]:
     """Return the rows of the seeds of one line that have all of so many rounds, none of them ended by NaN."""
-    lanes = {}
-    for row in rows:
-        lanes.setdefault(row["seed"], []).append(row)
     wanted = set(range(1, rounds + 1))
-    whole = [its for its in lanes.values() if wanted <= {r["round"] for r in its} and not any(map(is_lost, its))]
+    whole = [
+        its
+        for its in grouped(rows, ("seed",)).values()
+        if wanted <= {r["round"] for r in its} and not any(map(is_lost, its))
+    ]
     return [row for its in whole for row in its]
 
 
@@ -144,7 +154,7 @@ def seeds_of(rows: Sequence[Row]) -> int:
 def label(line: Line, without: Sequence[str] = ()) -> str:
     """Return a readable name of a line: `mlp, sgd, shrink-perturb λ=0.6 σ=0.01`."""
     shown = [(name, value) for name, value in line.variant if value not in ("None", "") and name not in without]
-    words = [_word(name, value) for name, value in shown if (name, value) not in (("method", "none"), ("bias", "true"))]
+    words = [_word(name, value) for name, value in shown if (name, value) not in UNSAID]
     cell = line.cell
     restart = LABELS.get(cell.restart, cell.restart.replace("_", " ")) + cell.amounts(without)
     return ", ".join([*words, restart])
@@ -299,7 +309,7 @@ def _word(name, value):
     """Return a setting in words: data set, model, optimiser and method by value alone, `trained` as in Table 5."""
     if name == "trained":
         return {"head": "LL (head only)", "head_then_all": "LL+WS (head, then all)"}.get(value, "all")
-    if name == "bias":
+    if (name, value) == ("bias", "false"):
         return "no bias"
     words = LABELS.get(value, value if ":" in value else value.replace("_", " "))  # a path stays as it is
     return words if name in (*TASK, "method") else f"{name.replace('_', ' ')} {value}"

@@ -36,5 +36,6 @@ def test_the_page_of_results_shows_the_summarys_tables():
     checklist = [line for line in summary if line.startswith(tuple(f"| {n} (" for n in range(1, 15)))]
     assert len(checklist) == 14
     numbers = [line for line in summary if line.startswith(("| table1_cifar10", "| two_phase_cifar10"))]
-    for line in (*checklist, *numbers):
+    shapes = (RESULTS / "mlp_shapes_cifar10" / "report.md").read_text().split("cifar10, mlp, adam:")[1]
+    for line in (*checklist, *numbers, *tables(shapes)):
         assert line in page
