@@ -1,6 +1,7 @@
 """What is kept in experiments/results, and what the page of results says of it, is what its rows give."""
 
 import pathlib
+import re
 
 import pytest
 
@@ -17,8 +18,18 @@ def tables(text):
     return [" ".join(line.split()) for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_the_summary_is_what_the_rows_give():
-    assert (RESULTS / "summary.md").read_text() == overview.text([loaded_run.load(folder) for folder in FOLDERS])
+def test_the_summary_and_the_tables_of_the_page_of_results_are_what_the_rows_give():
+    text = overview.text([loaded_run.load(folder) for folder in FOLDERS])
+    assert (RESULTS / "summary.md").read_text() == text
+    page = (ROOT / "experiments" / "docs" / "results.md").read_text()
+    claims, numbers, _ = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert claims in page
+    assert numbers in page
+    counted = re.search(r"(\d+) of the (\d+) numbers .* in (\d+) comparisons.* and (\d+) of those", text).groups()
+    said = re.search(
+        r"(\d+) of the (\d+) numbers that .* in (\d+)\s+comparisons, of\s+which (\d+) lie", " ".join(page.split())
+    )
+    assert said.groups() == counted
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
