@@ -100,7 +100,8 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
       preset: settings; under `vary` a tuple of products, or a function that makes them of the flags that were given and
         returns them and the names of the flags that it has used. No `vary` is one product of nothing.
       explicit: each flag's value, or its values where several were given. A setting that the preset varies takes these
-        values instead, in the products that vary it; others that have several vary in all products.
+        values instead, in the products that vary it; others that have several vary in all products. Of restarts, models
+        and optimisers a product keeps its own: `--model=mlp` leaves out the product of a ResNet.
 
     Returns:
       The `Grid`.
@@ -118,7 +119,7 @@ def resolve(preset: Mapping[str, Any], explicit: Product) -> Grid:
     others = {name: values for name, values in explicit.items() if not any(name in product for product in products)}
     base |= {name: values[0] for name, values in others.items()}
     several = {name: values for name, values in others.items() if len(values) > 1}
-    overridden = (_override(product, explicit) for product in products)
+    overridden = (_override(product, explicit, products) for product in products)
     vary = tuple(product | several for product in overridden if product is not None)
     if not vary:
         own = [name for product in products for names in product["restart"] for name in names]
@@ -134,11 +135,14 @@ def several(values: Sequence[Any]) -> str:
     return (" and " if any("," in one for one in typed) else ",").join(typed)
 
 
-def _override(product, explicit):
-    """Return a product with the flags' values in place of its own; None where none of its restarts is asked for."""
+def _override(product, explicit, products):
+    """Return a product with the flags' values in place of its own; None where nothing that it trains is asked for."""
     made = {name: explicit.get(name, values) for name, values in product.items()}
     if "restart" in product and "restart" in explicit:  # restarts of other products stay there
         (own,), (asked,) = product["restart"], explicit["restart"]
         made["restart"] = (tuple(name for name in asked if name in own),)
-        return made if made["restart"][0] else None
-    return made
+    for name in {"model", "optimizer"} & product.keys() & explicit.keys():  # and so do models; what none has is new
+        elsewhere = {value for other in products for value in other.get(name, ())} - {*product[name]}
+        made[name] = tuple(value for value in explicit[name] if value not in elsewhere)
+    empty = made.get("restart") == ((),) or () in made.values()
+    return None if empty else made

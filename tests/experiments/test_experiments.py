@@ -292,6 +292,24 @@ def test_a_restart_stays_with_the_variants_that_have_it(capsys, tmp_path):
     assert "--restart leaves nothing of this experiment, which has warm_start, random_init" in capsys.readouterr().err
 
 
+def test_a_model_and_an_optimiser_stay_with_the_variants_that_have_them():
+    def made(experiment, **explicit):
+        grid = sweep.resolve(registry.get(experiment).presets["quick"], explicit)
+        return [(v.model, v.bias, v.statistics, v.optimizer, v.learning_rate) for v in grid.variants]
+
+    both = made("shrink_only")
+    assert made("shrink_only", model=("mlp",)) == [v for v in both if v[0] == "mlp"] == both[:2]
+    assert made("shrink_only", model=("resnet18", "mlp")) == both
+    resnets = made("shrink_only", model=("logistic", "resnet18"))  # logistic: in none, new to those left
+    assert [v[:3] for v in resnets if v[0] == "resnet18"] == [v[:3] for v in both[2:]]
+    assert {v[:3] for v in resnets if v[0] == "logistic"} >= {
+        ("logistic", True, "recalibrate"),
+        ("logistic", True, "keep"),
+    }
+    for name, rate in (("sgd", 0.1), ("adam", 0.001)):
+        assert {v[3:] for v in made("table1", optimizer=(name,))} == {(name, rate)}
+
+
 def test_a_heat_map_for_each_variant(tmp_path):
     rows = [
         row | {"weight_decay": decay, "shrink": shrink, "noise_scale": sigma}
