@@ -111,7 +111,7 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
-QUICK = ("shrink_perturb", "grow", "periodic_restart", "dash", "continual_backprop")
+QUICK = ("shrink_perturb", "grow", "periodic_restart", "continual_backprop")
 
 
 def some(names):

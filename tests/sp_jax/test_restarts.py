@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from helpers import some_slow
 
 import sp_jax
 from sp_jax import models, restarts
@@ -94,7 +95,7 @@ def test_only_the_named_layer_changes():
         restarts.make_restart(restarts.only_layers("last"))(KEY, OLD, FRESH, shrink=0.5, noise_scale=0.1)
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0.99])
+@pytest.mark.parametrize("momentum", some_slow([0.9, 0.99], 0.99))
 def test_recalibrated_statistics_equal_numpy(momentum):
     model, old = state(0, Net(momentum))
     rng = np.random.default_rng(0)

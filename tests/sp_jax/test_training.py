@@ -97,7 +97,7 @@ def pairs(*quick):
     return [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in quick)) for pair in every]
 
 
-@pytest.mark.parametrize(("name", "optimizer"), pairs(("logistic", "sgd"), ("mlp", "adam")))
+@pytest.mark.parametrize(("name", "optimizer"), pairs(("mlp", "adam")))
 def test_a_whole_round_equals_numpy_in_float64(name, optimizer):
     with jax.enable_x64(True):
         progress, net, (epochs, accuracy, loss) = both(name, optimizer, np.float64, 40, 41, threshold=0.9)
