@@ -12,6 +12,7 @@ from experiments.reporting.run_report import check_claims
 FREE = (
     "dataset", "model", "optimizer", "seeds", "restart", "pairs", "shrink", "noise_scale", "curves", "keep_networks",
 )  # fmt: skip
+OWN = "the paper's"
 
 
 def text(runs: Sequence[LoadedRun]) -> str:
@@ -23,8 +24,9 @@ def text(runs: Sequence[LoadedRun]) -> str:
         found, same = comparison.compare(run.experiment.name, run.rows, run.planned)
         if same and run.is_comparable:
             ran = [each for each in found if each.ours is not None]
-            compared += ran
-            numbers += [(run.folder.name, *comparison.cells(each, same=True), _setting(run)) for each in ran]
+            setting = _setting(run)
+            compared += [(each, setting) for each in ran]
+            numbers += [(run.folder.name, *comparison.cells(each, same=True), setting) for each in ran]
     tested.sort(key=lambda item: item[0])
     every = [("claim", "run", "verdict", "test")]
     every += [(str(n), run, finding.verdict, finding.text) for n, run, finding in tested]
@@ -36,7 +38,7 @@ def text(runs: Sequence[LoadedRun]) -> str:
         "Runs are named; a number in brackets counts the tests in a run.",
         summary.markdown(_checklist(tested)),
         "## The paper's numbers beside ours",
-        comparison.count(compared),
+        f"{comparison.count([each for each, _ in compared])} {_explained(compared)}",
         "Where data set, model and optimiser are the paper's; accuracies are on a random third, times are ratios to "
         f"random init. {comparison.ERRORS}",
         summary.markdown(numbers),
@@ -44,6 +46,15 @@ def text(runs: Sequence[LoadedRun]) -> str:
         summary.markdown(every),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _explained(compared):
+    """Say how many of the numbers that are not near are of other settings than the paper's, and how many are not."""
+    far = [setting for each, setting in compared if abs(each.errors) > 2]
+    return (
+        f"Of the {len(far)} that do not, {sum(setting != OWN for setting in far)} are of runs with other settings than "
+        f"the paper's, which the last column names; {far.count(OWN)} have the paper's and are not explained by them."
+    )
 
 
 def _checklist(tested):
@@ -67,4 +78,4 @@ def _setting(run):
     words = [
         f"{name}={several(grid.values(name))}" for name in names if not {*grid.values(name)} <= {*paper.values(name)}
     ]
-    return ", ".join(words) or "the paper's"
+    return ", ".join(words) or OWN
