@@ -121,7 +121,7 @@ class Builder:
             method_strength=_strength(settings),
             decay_every=settings.decay_every or 0,
         )
-        convergence, seeds = _convergence(settings, phase.epochs), settings.lane_seeds
+        convergence, seeds = _convergence(settings, phase.exactly), settings.lane_seeds
 
         stream, labels = self.engine(settings).trainer.stream, self._datasets[settings.dataset].labels
 
@@ -168,7 +168,6 @@ def _strength(settings):
 
 
 def _convergence(settings, epochs):
-    epochs = settings.epochs if epochs is None else epochs
     if epochs is not None or settings.steps is not None:
         return training.Convergence.exactly(epochs, steps=settings.steps if epochs is None else None)
     return training.Convergence(settings.train_accuracy, settings.patience, max_epochs=settings.max_epochs)

@@ -96,8 +96,7 @@ def work(
 
 def _epochs(phase):
     """Return the least and the largest number of epochs."""
-    exactly = phase.settings.epochs if phase.epochs is None else phase.epochs
-    return tuple(min(phase.settings.max_epochs, n) if exactly is None else exactly for n in LIKELY)
+    return tuple(min(phase.settings.max_epochs, n) if phase.exactly is None else phase.exactly for n in LIKELY)
 
 
 def estimate(found: Sequence[Work], speeds: Mapping[sweeps.Engine, Speed]) -> tuple[float, float]:

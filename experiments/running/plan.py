@@ -57,6 +57,17 @@ class RunPlan(NamedTuple):
         return {group.name: [phase.num_visible for phase in group.phases] for group in self.groups}
 
     @property
+    def epochs(self) -> dict[str, list[int | None]]:
+        """How many epochs each round of each group will train: none of its own where it shares the round of a group
+        before it; None where that is known when it has converged."""
+        trained, found = set(), {}
+        past = sweeps.histories(self.groups)
+        for phases, (name, rounds) in zip(self.rounds.values(), past.items(), strict=True):
+            found[name] = [0 if key in trained else phase.exactly for key, phase in zip(rounds, phases, strict=True)]
+            trained.update(rounds)
+        return found
+
+    @property
     def samples(self) -> dict[str, int]:
         """How many samples the data sets have."""
         engines = dict.fromkeys(phase.engine for group in self.groups for phase in group.phases)

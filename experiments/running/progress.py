@@ -1,6 +1,5 @@
 """Progress of a run: one line that is updated on a terminal, plain log lines elsewhere."""
 
-import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,18 +17,23 @@ class Reporter:
     """Follows the groups of one experiment through the rounds and estimates the time left."""
 
     def __init__(
-        self, done: Mapping[str, int], visible: Mapping[str, Sequence[int]], labels: Mapping[str, str], stream=None
+        self,
+        done: Mapping[str, int],
+        visible: Mapping[str, Sequence[int]],
+        labels: Mapping[str, str],
+        stream=None,
+        epochs: Mapping[str, Sequence[int | None]] | None = None,
     ):
         """Store the groups; write nothing yet.
 
         By name `done` has how many rounds each group has finished before, `visible` how many samples have arrived in
-        each of its rounds, `labels` what to call it. The stream is by default standard error.
+        each of its rounds, `labels` what to call it, `epochs` how many epochs each of its rounds will train, None where
+        nobody knows (`plan.RunPlan.epochs`; by default all). The stream is by default standard error.
         """
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._visible, self._labels = visible, labels
-        # The samples of all later rounds of each group, by how many it has finished.
-        self._later = {n: [*itertools.accumulate(counts[::-1], initial=0)][::-1] for n, counts in visible.items()}
+        self._known = epochs or {name: [None] * len(counts) for name, counts in visible.items()}
         self._round = dict(done)
         self._epochs = {}  # of the newest round, mean over the lanes
         self._work = 0.0  # samples visited in this process, mean over the lanes
@@ -98,11 +102,16 @@ class Reporter:
         if not self._work or max(self._round.values()) < 2 < longest:
             return ""
         usual = float(np.mean(list(self._epochs.values())))
-        work = sum(self._epochs.get(n, usual) * self._later[n][finished] for n, finished in self._round.items())
+        work = sum(self._later(name, finished, self._epochs.get(name, usual)) for name, finished in self._round.items())
         if not work:
             return ""
         seconds = max(0.0, work - self._partial) * self._seconds / self._work
         return "; about {}:{:02d} min left".format(*divmod(round(seconds), 60))
+
+    def _later(self, name, finished, usual):
+        """Return the samples that a group will visit in the rounds after those finished."""
+        rounds = [*zip(self._visible[name], self._known[name], strict=True)][finished:]
+        return sum(visible * (usual if epochs is None else epochs) for visible, epochs in rounds)
 
     def _say(self, text, *, passing):
         self._said = time.monotonic()

@@ -14,6 +14,11 @@ class RoundSpec(NamedTuple):
     num_visible: int  # samples that have arrived
     epochs: int | None = None  # exactly so many; None: as in the settings
 
+    @property
+    def exactly(self) -> int | None:
+        """How many epochs the round has whatever its accuracy; None where it ends when it has converged."""
+        return self.settings.epochs if self.epochs is None else self.epochs
+
 
 Schedule = Callable[[Settings, RestartSetting, Callable[[Settings], Amount]], tuple[RoundSpec, ...]]
 

@@ -22,7 +22,7 @@ from experiments.config import choices, fields, setting_flags, settings, sweep
 from experiments.config.streams import Amount
 from experiments.records import results, run_folder
 from experiments.reporting import plotting, summary
-from experiments.running import builder, progress
+from experiments.running import builder, plan, progress
 from experiments.specs import registry
 from experiments.specs.base import RoundSpec
 from sp_jax import data, penalties, restarts, sweeps
@@ -404,6 +404,33 @@ def test_time_left_counts_what_is_left():
     reporter.finished(finished)
     assert "round 3 of 3, random init" in stream.getvalue()
     assert "about 1:00 min left" in stream.getvalue()
+
+
+def test_time_left_counts_no_epoch_that_is_not_trained():
+    """A round that another setting has trained, and one of no epochs: `shrink_only` said ten hours for ten minutes."""
+    result = RoundResult(0, 1, 100, 10, 1000, "threshold", 1.0, 0.0, 0.5, 1.0, 60.0, 1)
+    for known, said in (((None, 0), None), ((0, 0), None), ((None, 5), "0:30"), ((None, None), "1:00")):
+        stream, visible = io.StringIO(), dict.fromkeys(("first", "second"), (100, 100))
+        reporter = progress.Reporter(
+            {"first": 0, "second": 1}, visible, visible, stream, {"first": (None, 0), "second": known}
+        )
+        reporter.finished(sweeps.Finished(sweeps.Group("first", ()), [result], "first", {}, None))
+        text = stream.getvalue()
+        assert (f"; about {said} min left" in text) if said else ("left" not in text)
+
+
+def test_epochs_that_are_known_before_a_run(tmp_path):
+    explicit = {"model": ("mlp",), "shrink": (("1", "0.5"),), "seeds": (1,), "dataset": ("mixture",)}
+    for given, first in ((explicit, None), (explicit | {"epochs": (7,)}, 7)):
+        experiment = registry.get("shrink_only")
+        job = plan.Job(experiment, sweep.resolve(experiment.presets["quick"], given), tmp_path)
+        rounds = job.rounds(lambda _: Amount(30, 3))
+        small = dataclasses.replace(
+            data.mixture(), inputs=data.mixture().inputs[:30], labels=data.mixture().labels[:30]
+        )
+        made = plan.build(job, rounds, builder.Builder({"mixture": small}, rounds))
+        # with biases and without; the second λ shares the first round, and after it nothing is trained
+        assert [*made.epochs.values()] == [[first, 0], [0, 0]] * 2
 
 
 def test_a_round_tells_the_mean_of_the_lanes_that_are_left():
