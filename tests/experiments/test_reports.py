@@ -219,3 +219,12 @@ def test_a_browser_shows_the_page(run, tmp_path):
     for colour in style.COLOURS[:2]:  # of the lines in the first figure
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.sum(np.abs(pixels - wanted).max(-1) < 3) > 100
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_an_axis_of_costs_begins_at_zero_and_cuts_no_marker(which):
+    for costs, end in (((900, 1033), 1.03 * 1033), ((0, 1000), 1050)):  # alike: the usual margin would be 7 samples
+        axes = style.panels("", height=2)[1][0]
+        axes.plot(*((costs, (1, 2)) if which == "x" else ((1, 2), costs)), "o")
+        style.costs_from_zero(axes, which)
+        assert getattr(axes, f"get_{which}lim")() == pytest.approx((0, end))

@@ -150,6 +150,5 @@ def _finish(figure, axes, xlabel):
     for ax, label_ in zip(axes, (style.ACCURACY, style.ROUND_COST), strict=False):
         ax.set(xlabel=xlabel, ylabel=label_)
     for ax in axes[1:]:
-        ax.set_ylim(bottom=0)
-        style.thousands(ax.yaxis)
+        style.costs_from_zero(ax, "y")
     style.legend(figure, *axes[0].get_legend_handles_labels())

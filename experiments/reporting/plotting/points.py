@@ -43,8 +43,7 @@ def final(rows: Sequence[Row], curves: Sequence[Row], folder: pathlib.Path):
     right.tick_params(labelleft=False)
     left.set_xlabel("validation accuracy after the last round (%)")
     right.set_xlabel(AXES["samples_seen"])
-    right.set_xlim(left=0)
-    style.thousands(right.xaxis)
+    style.costs_from_zero(right, "x")
     return [style.save(figure, folder, "accuracy_and_cost")]
 
 

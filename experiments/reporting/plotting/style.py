@@ -104,6 +104,14 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3)
 
 
+def costs_from_zero(axes: Axes, which: str) -> None:
+    """Let an axis, "x" or "y", begin at zero and end where no marker is cut in two, in thousands with commas."""
+    limits, (_, end) = getattr(axes, f"set_{which}lim"), getattr(axes, f"get_{which}lim")()
+    largest = axes.dataLim.max["xy".index(which)]
+    limits(0, max(end, 1.03 * largest))
+    thousands(getattr(axes, f"{which}axis"))
+
+
 def thousands(*axes: Axis) -> None:
     """Format the numbers of an axis with commas, 30,000, and no more digits than they have, 0.5."""
     for axis in axes:
