@@ -41,6 +41,7 @@ def batches():
     return found
 
 
+@pytest.mark.slow
 def test_resets_against_numpy_over_many_steps():
     params, mask = jax.tree.map(jnp.asarray, draw(25)), np.arange(BATCH) < 40
     fresh, activations = [draw(30 + t) for t in range(STEPS)], batches()

@@ -109,6 +109,7 @@ def test_gradient_norms_are_measured_on_streamed_data():
     assert (found[0]["gradient_norm_new"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_round_that_stops_in_the_middle_of_an_epoch_goes_on_to_the_same_parameters(tmp_path):
     lanes = group("warm_start", 1, 0, seeds=[0, 1]).lanes
 

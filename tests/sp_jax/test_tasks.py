@@ -199,6 +199,7 @@ def test_a_rule_on_validation_needs_validation():
         fit(convergence=Convergence(monitor="validation"))
 
 
+@pytest.mark.slow
 def test_lanes_of_a_regression_train_as_alone():
     first, rule = fit(REAL, (60,), task="regression"), Convergence.exactly(3)
     held = (X[90:], REAL[90:])
@@ -217,6 +218,7 @@ def test_lanes_of_a_regression_train_as_alone():
     assert tuned.wall_seconds > tuned.seconds
 
 
+@pytest.mark.slow
 def test_weighted_real_targets_stream_as_they_lie_on_the_devices():
     trainer = TRAINER._replace(task=tasks.regression(variance=2.0), augment=lambda key, x: x + jax.random.normal(key))
     targets = np.float32(np.asarray(SMALL.labels))[:, None]
