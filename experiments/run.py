@@ -92,8 +92,8 @@ def _train(planned, groups, recording, store, stopping):
     """Train some groups of a run to their end."""
     trials, names, labels = planned.trials, {group.name for group in groups}, tuned.labels(planned)
     visible = {name: counts for name, counts in planned.visible.items() if name in names}
-    done, epochs = sweeps.finished_rounds(groups, store), planned.epochs
-    with progress.Reporter(done, visible, labels, epochs=epochs) as reporter:
+    done = sweeps.finished_rounds(groups, store)
+    with progress.Reporter(done, visible, labels, epochs=planned.epochs(done)) as reporter:
         for finished in sweeps.run(groups, store=store, watch=recording.watch(reporter.chunk, stopping.asked)):
             recording.write(trials[finished.group.name], finished)
             reporter.finished(finished)

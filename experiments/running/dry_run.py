@@ -83,12 +83,11 @@ def work(
 
     `done` are the finished rounds of each group, by default none; `alone` says whether each trains by itself.
     """
-    past, counted, pools = sweeps.histories(groups), set(), Counter()
+    shared, pools = sweeps.shared_rounds(groups, done), Counter()
     for (member, phases), group in zip(plan.items(), groups, strict=True):
         for i, (phase, made) in enumerate(zip(phases, group.phases, strict=True)):
-            if i < done.get(group.name, 0) or past[group.name][i] in counted:
+            if i < done.get(group.name, 0) or shared[group.name][i]:
                 continue
-            counted.add(past[group.name][i])
             pool = (i, made.engine, made.num_visible, _epochs(phase), group.name if alone else None)
             pools[pool] += member.settings.seeds
     return [Work(engine, lanes, visible, epochs) for (_, engine, visible, epochs, _), lanes in pools.items()]

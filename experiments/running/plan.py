@@ -56,16 +56,14 @@ class RunPlan(NamedTuple):
         """How many samples have arrived in each round of each group."""
         return {group.name: [phase.num_visible for phase in group.phases] for group in self.groups}
 
-    @property
-    def epochs(self) -> dict[str, list[int | None]]:
-        """How many epochs each round of each group will train: none of its own where it shares the round of a group
-        before it; None where that is known when it has converged."""
-        trained, found = set(), {}
-        past = sweeps.histories(self.groups)
-        for phases, (name, rounds) in zip(self.rounds.values(), past.items(), strict=True):
-            found[name] = [0 if key in trained else phase.exactly for key, phase in zip(rounds, phases, strict=True)]
-            trained.update(rounds)
-        return found
+    def epochs(self, done: Mapping[str, int]) -> dict[str, list[int | None]]:
+        """Return how many epochs each round of each group will train, of which each has finished so many: 0 where it
+        shares the round of a group before it; None where that is known when it has converged."""
+        shared = sweeps.shared_rounds(self.groups, done)
+        return {
+            name: [0 if here else phase.exactly for here, phase in zip(rounds, phases, strict=True)]
+            for phases, (name, rounds) in zip(self.rounds.values(), shared.items(), strict=True)
+        }
 
     @property
     def samples(self) -> dict[str, int]:

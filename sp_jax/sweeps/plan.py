@@ -1,7 +1,7 @@
 """What is trained: groups of lanes, and the rounds of each; which groups share a round."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -68,3 +68,13 @@ def histories(groups: Sequence[Group]) -> dict[str, list[tuple]]:
             yield history
 
     return {group.name: list(names(group)) for group in groups}
+
+
+def shared_rounds(groups: Sequence[Group], done: Mapping[str, int]) -> dict[str, list[bool]]:
+    """Return for each group, by name, and each round whether a group before it trains the round for both; `done` are
+    the finished rounds of each group, by default none, which nobody trains again."""
+    trained, found = set(), {}
+    for name, keys in histories(groups).items():
+        found[name] = [key in trained for key in keys]
+        trained.update(keys[done.get(name, 0) :])
+    return found

@@ -407,7 +407,7 @@ def test_time_left_counts_what_is_left():
 
 
 def test_time_left_counts_no_epoch_that_is_not_trained():
-    """A round that another setting has trained, and one of no epochs: `shrink_only` said ten hours for ten minutes."""
+    """A round that another setting has trained, and one of no epochs: it said twelve hours for sixteen minutes."""
     result = RoundResult(0, 1, 100, 10, 1000, "threshold", 1.0, 0.0, 0.5, 1.0, 60.0, 1)
     for known, said in (((None, 0), None), ((0, 0), None), ((None, 5), "0:30"), ((None, None), "1:00")):
         stream, visible = io.StringIO(), dict.fromkeys(("first", "second"), (100, 100))
@@ -430,7 +430,7 @@ def test_epochs_that_are_known_before_a_run(tmp_path):
         )
         made = plan.build(job, rounds, builder.Builder({"mixture": small}, rounds))
         # with biases and without; the second λ shares the first round, and after it nothing is trained
-        assert [*made.epochs.values()] == [[first, 0], [0, 0]] * 2
+        assert [*made.epochs({}).values()] == [[first, 0], [0, 0]] * 2
 
 
 def test_a_round_tells_the_mean_of_the_lanes_that_are_left():
